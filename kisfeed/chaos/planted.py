@@ -1,0 +1,272 @@
+"""Mistakes put into the program on purpose, to see that the harness finds them.
+
+Each is a patch of one place, in force for the length of a block and never outside a rehearsal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from kisfeed.client.core import ClientCore
+from kisfeed.core import outbox
+from kisfeed.core.breaker import Breaker
+from kisfeed.core.connection import Connection, DialFailure
+from kisfeed.core.engine import Engine
+from kisfeed.core.gaps import Missed, VolumeAccount
+from kisfeed.core.liveness import Liveness
+from kisfeed.core.pacing import Backoff, DialBudget, SlidingWindows
+from kisfeed.core.registrations import Operation, Registrations, State
+from kisfeed.core.streams import Subscriber, TopicStream
+from kisfeed.kfp.messages import Mode, Type
+from kisfeed.kis import frames
+from kisfeed.kis.codes import Meaning
+from kisfeed.rest.approval import ApprovalKeys
+from kisfeed.upstream.actor import Upstream
+from kisfeed.upstream.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@attrs.frozen
+class Bug:
+    """One mistake.
+
+    Attributes:
+        target: the class or module that has it; name: its attribute.
+        wrong: makes the wrong attribute from the right one.
+    """
+
+    says: str
+    target: Any
+    name: str
+    wrong: Callable[[Any], Any]
+
+
+def _reset_at_connect(right: Any) -> Any:
+    def opened(self: Connection, epoch: int, now: float) -> Any:
+        self._backoff.reset()
+        return right(self, epoch, now)
+
+    return opened
+
+
+def _freed_when_sent(right: Any) -> Any:
+    def _unsubscribe(self: Registrations, step: Any, now: float) -> Any:
+        found = right(self, step, now)
+        slot = self._slots.pop(step.key, None)
+        if slot is not None:
+            self._flight = None
+        return found
+
+    return _unsubscribe
+
+
+def _any_ack(right: Any) -> Any:
+    def ack(self: Registrations, key: Any, meaning: Meaning, msg_cd: str, now: float) -> Any:
+        slot = self._slots.get(key)
+        if meaning is Meaning.HELD and slot is not None and slot.state is not State.HELD:
+            self._unanswered[key] = deque([Operation.SUBSCRIBE])
+        return right(self, key, meaning, msg_cd, now)
+
+    return ack
+
+
+def _in_memory(_: Any) -> Any:
+    async def save(self: Lease, record: Any) -> None:
+        del self, record
+        await trio.lowlevel.checkpoint()
+
+    return save
+
+
+def _conflated(right: Any) -> Any:
+    def open_(self: Any, sid: int, mode: Mode, hz: float, sseq: int, *, trades: bool) -> None:
+        right(self, sid, Mode.LATEST if mode is Mode.ALL else mode, hz, sseq, trades=trades)
+
+    return open_
+
+
+def _nothing(_: Any) -> Any:
+    return lambda *_args, **_more: None
+
+
+def _none_at_all(_: Any) -> Any:
+    return lambda *_args, **_more: []
+
+
+def _gap_swallowed(_: Any) -> Any:
+    def _tell_gap(self: TopicStream, gap: Missed, rts: int, now: float) -> None:
+        del gap, rts, now
+        self.broken_at = None
+
+    return _tell_gap
+
+
+def _own_shares_missed(right: Any) -> Any:
+    def trade(self: VolumeAccount, qty: int, cum: int, day: int | None, *, broken: bool) -> Any:
+        missed, correction = right(self, qty, cum, day, broken=broken)
+        if missed is not None and missed.qty is not None:
+            missed = Missed(missed.qty + qty, missed.jump)
+        return missed, correction
+
+    return trade
+
+
+def _row_twice(right: Any) -> Any:
+    def row(self: TopicStream, *args: Any, **more: Any) -> Any:
+        found = right(self, *args, **more)
+        if self.sseq % 50 == 0:
+            right(self, *args, **more)
+        return found
+
+    return row
+
+
+def _no_sessions(right: Any) -> Any:
+    def tell(self: Subscriber, kind: Type, *args: Any) -> None:
+        if kind is not Type.SESSION:
+            right(self, kind, *args)
+
+    return tell
+
+
+def _uncounted(right: Any) -> Any:
+    def charge(self: DialBudget, now: float) -> None:
+        right(self, now)
+        self.refund()
+
+    return charge
+
+
+def _as_if_lost(right: Any) -> Any:
+    def in_use(self: Connection, now: float) -> Any:
+        found = right(self, now)
+        self._in_use, self._in_use_at = 0, -math.inf
+        return found
+
+    return in_use
+
+
+def _always(value: Any) -> Callable[[Any], Any]:
+    return lambda _: property(lambda _self: value)
+
+
+def _constantly(value: Any) -> Callable[[Any], Any]:
+    return lambda _: lambda *_args, **_more: value
+
+
+def _fresh_keys(right: Any) -> Any:
+    async def get(self: ApprovalKeys, *, fresh: bool) -> Any:
+        del fresh
+        return await right(self, fresh=True)
+
+    return get
+
+
+def _strict_text(right: Any) -> Any:
+    def parse(frame: bytes) -> Any:
+        frame.decode("utf-8")
+        return right(frame)
+
+    return parse
+
+
+def _frames_lost(right: Any) -> Any:
+    def on_frames(self: Engine, batch: Any, rts: int, now: float) -> None:
+        # The last frame of a read that brought more than one is forgotten.
+        right(self, batch[:-1] if len(batch) > 2 else batch, rts, now)
+
+    return on_frames
+
+
+def _one_too_few(right: Any) -> Any:
+    def _tell(self: Any, state: Any) -> Any:
+        state.lost = max(1, state.lost - 1)
+        return right(self, state)
+
+    return _tell
+
+
+def _asks_once(right: Any) -> Any:
+    """A client that forgets a topic when its connection breaks."""
+
+    def lost(self: ClientCore, why: str, now: float) -> None:
+        right(self, why, now)
+        for wanted in self._wanted.values():
+            wanted.cut_sseq = None
+
+    return lost
+
+
+BUGS: Final[dict[str, Bug]] = {
+    "backoff-reset-at-connect": Bug(
+        "the backoff starts over when a connection opens", Connection, "opened", _reset_at_connect
+    ),
+    "slot-freed-at-send": Bug(
+        "a slot is free when its unsubscribe is sent",
+        Registrations,
+        "_unsubscribe",
+        _freed_when_sent,
+    ),
+    "any-ack": Bug("an answer nobody waits for is believed", Registrations, "ack", _any_ack),
+    "budget-in-memory": Bug("the dial budget is not written", Lease, "save", _in_memory),
+    "budget-uncounted": Bug("dials are not charged", DialBudget, "charge", _uncounted),
+    "conflated-all": Bug("mode all keeps only the latest", outbox.Outbox, "open", _conflated),
+    "gap-not-told": Bug("a gap is not told", TopicStream, "_tell_gap", _gap_swallowed),
+    "gap-with-own-shares": Bug(
+        "a gap counts the row behind it", VolumeAccount, "trade", _own_shares_missed
+    ),
+    "row-twice": Bug("every fiftieth row is delivered twice", TopicStream, "row", _row_twice),
+    "session-not-told": Bug(
+        "programs are not told of the session", Subscriber, "tell", _no_sessions
+    ),
+    "in-use-as-lost": Bug("OPSP8996 is a loss like any other", Connection, "in_use", _as_if_lost),
+    "breaker-never-opens": Bug("young deaths are not counted", Breaker, "died_young", _nothing),
+    "no-backoff": Bug("the pause is always nothing", Backoff, "failed", _constantly(0.0)),
+    "nothing-silent": Bug("silence is never suspected", Liveness, "_suspect", _none_at_all),
+    "no-pace": Bug("registrations go out at once", SlidingWindows, "wait", _constantly(0.0)),
+    "upgrade-not-charged": Bug(
+        "a failed upgrade is refunded", DialFailure, "reached_tcp", _always(value=False)
+    ),
+    "cap-ignored": Bug("the cap is a thousand", Registrations, "cap", _always(1000)),
+    "key-always-fresh": Bug("each dial asks for a new key", ApprovalKeys, "get", _fresh_keys),
+    "strict-utf8": Bug("a byte that is no UTF-8 ends it all", frames, "parse", _strict_text),
+    "frames-lost": Bug("the last frame of a long read is lost", Engine, "on_frames", _frames_lost),
+    "lost-off-by-one": Bug("LOST says one less", outbox.Outbox, "_tell", _one_too_few),
+    "cut-forgotten": Bug("a client forgets its own outage", ClientCore, "lost", _asks_once),
+    "sleep-unnoticed": Bug("a suspend is not noticed", Engine, "suspended", _nothing),
+    "held-forever": Bug(
+        "what a dead session held is still held", Registrations, "session_down", _none_at_all
+    ),
+    "close-not-done": Bug("a Close is not performed", Upstream, "close", lambda _: _later),
+}
+"""By name."""
+
+
+async def _later(self: Upstream) -> None:
+    """Leave without ending the session."""
+    del self
+    await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def plant(name: str) -> Iterator[None]:
+    """Have the bug *name* for the length of the block.
+
+    Raises:
+        KeyError: there is no such bug.
+    """
+    bug = BUGS[name]
+    right = vars(bug.target)[bug.name]
+    setattr(bug.target, bug.name, bug.wrong(right))
+    try:
+        yield
+    finally:
+        setattr(bug.target, bug.name, right)

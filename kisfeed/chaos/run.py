@@ -1,0 +1,892 @@
+"""One case is one run: a simulated KIS, the daemon and local programs in virtual time.
+
+The daemon is the real one, from its WebSocket library to its gateway; so are the clients. Only
+the network, the disk and the clocks are ours (:mod:`kisfeed.chaos.network`, seams). Trouble goes
+on for the case's horizon, then everything heals, and the run waits until all is well again. What
+happened is kept as the server, the wires and the programs saw it: :class:`Run`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import math
+import os
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+import trio.testing
+
+from kisfeed.chaos import network
+from kisfeed.chaos.schedule import Case, Setup, Step, Trouble
+from kisfeed.client.core import ClientCore
+from kisfeed.client.structured import Client
+from kisfeed.config import (
+    Config,
+    Credentials,
+    Endpoints,
+    Environment,
+    Quotes,
+    Secret,
+    Session as SessionRules,
+    State as StateFolder,
+    Subscriptions,
+)
+from kisfeed.errors import Disconnected, KisfeedError, NoDaemon, ServerRefused
+from kisfeed.feed import Feed, _Door, open_feed
+from kisfeed.gateway.server import serve
+from kisfeed.kfp import events
+from kisfeed.seams import Seeded, VirtualClock, seeded_rng
+from kisfeed.simulator import Fault, Kind, Options, Rules
+from kisfeed.testing import MemorySimulator, open_memory_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    from kisfeed.kfp.events import Event
+    from kisfeed.simulator.exchange import Exchange
+
+KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
+OPEN: Final = dt.datetime(2026, 11, 18, 10, tzinfo=KST)
+HTS_ID: Final = "chaos"
+APPKEY: Final = "canary-appkey-5b1fd0c2"
+APPSECRET: Final = "canary-appsecret-93ae77"
+ACCOUNT: Final = "73519284-01"
+KIS: Final = "kis"
+LOCAL: Final = "local"
+WELL_S: Final = 7200.0
+"""All is well so long after the heal, in the rules' seconds: the longest pause and some."""
+SETTLE_S: Final = 2000.0
+_QUIET_S: Final = 8.0
+_STEP_S: Final = 0.5
+_STORE_S: Final = 0.003
+_EXIT_S: Final = 30.0
+_STORM_TOPICS: Final = 60
+_ROOM: Final = 512.0
+_CLOSED: Final = 4
+_SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
+_UNDECIDED: Final = ("pending", "ack_timeout", "resyncing", "upstream_down")
+
+
+def topic(number: int) -> str:
+    """The name of a topic; each fourth is a book."""
+    channel = "book" if number % 4 == 3 else "trade"
+    return f"{channel}.krx.{number + 1:06d}"
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """The registration of one of those topics."""
+    channel, _, symbol = name.split(".")
+    return ({"trade": "H0STCNT0", "book": "H0STASP0", "notice": "H0STCNI0"}[channel], symbol)
+
+
+@attrs.define(eq=False)
+class Life:
+    """One daemon process, from its start to its end.
+
+    Attributes:
+        number: counts them, from 1.
+        first_dial: dials that the route to KIS had seen before.
+        how: ``kill``, ``stop`` or ``end``; empty while it lives.
+        told_at: when it was told to end.
+    """
+
+    number: int
+    started_at: float
+    first_dial: int
+    how: str = ""
+    told_at: float = math.inf
+    ended_at: float = math.inf
+
+
+@attrs.define(eq=False)
+class Program:
+    """A local program: what it wants and what it was told.
+
+    Attributes:
+        mode: of delivery; pace: seconds it takes over each event.
+        log: every event, when it was seen; None marks where a topic was let go or taken up
+            again, whose name is the third element.
+    """
+
+    name: str
+    mode: str
+    hz: float
+    pace: float
+    topics: list[str]
+    route: network.Route
+    log: list[tuple[float, Event | None, str]] = attrs.field(factory=list)
+    client: Client | None = None
+    stalled_until: float = -math.inf
+
+    async def run(self, rng: Seeded, priority: Callable[[str], int]) -> None:
+        """Stay subscribed, whatever happens."""
+        core = ClientCore(self.name, jitter=rng.random, wait=True, heartbeats=True)
+        client = self.client = Client(core, self.route.dial)
+        try:
+            await client.greet()
+            for name in self.topics:
+                await self.take_up(name, priority(name))
+            async for event in client:
+                self.log.append((trio.current_time(), event, ""))
+                if self.pace:
+                    await trio.sleep(self.pace)
+                if self.stalled_until > trio.current_time():
+                    await trio.sleep_until(self.stalled_until)
+        finally:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+
+    async def take_up(self, name: str, prio: int = 0) -> None:
+        """Subscribe, once more or for the first time."""
+        assert self.client is not None
+        with suppress(ServerRefused):
+            await self.client.subscribe(name, mode=self.mode, hz=self.hz, prio=prio)
+        self.log.append((trio.current_time(), None, name))
+
+    async def let_go(self, name: str) -> None:
+        """Unsubscribe."""
+        assert self.client is not None
+        await self.client.unsubscribe(name)
+        self.log.append((trio.current_time(), None, name))
+
+
+@attrs.define(eq=False)
+class Disk:
+    """The state folder's disk, of one process; a dead process writes nothing more."""
+
+    _rng: Seeded
+    full_until: float = -math.inf
+    dead: bool = False
+    writes: int = 0
+
+    async def write(self, path: Path, data: bytes) -> None:
+        await trio.sleep(_STORE_S * self._rng.random())
+        if self.full_until > trio.current_time():
+            raise OSError(errno.ENOSPC, "no space left on device")
+        if self.dead:
+            return
+        self.writes += 1
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(data)
+        temporary.chmod(0o600)
+        temporary.replace(path)
+
+    async def append(self, fd: int, data: bytes) -> None:
+        await trio.sleep(_STORE_S * self._rng.random())
+        if self.full_until > trio.current_time():
+            raise OSError(errno.ENOSPC, "no space left on device")
+        if not self.dead:
+            os.write(fd, data)
+
+
+@attrs.frozen
+class Ending:
+    """What was there when all was quiet.
+
+    Attributes:
+        well_after: seconds from the heal until a program saw the session live; infinite: never.
+        settled_after: seconds from the heal until every wanted topic was open or refused.
+        slots: the answer of the call ``slots``; status: of ``status``.
+        registered: what KIS held at that moment.
+        exit_s: how long the daemon took to end.
+        tasks: that were left behind it.
+    """
+
+    well_after: float = math.inf
+    settled_after: float = math.inf
+    slots: Mapping[str, Any] = attrs.field(factory=dict)
+    status: Mapping[str, Any] = attrs.field(factory=dict)
+    registered: tuple[tuple[str, str], ...] = ()
+    exit_s: float = math.inf
+    tasks: int = 0
+
+
+@attrs.define(eq=False)
+class Run:
+    """Everything that was seen of a run."""
+
+    case: Case
+    rules: SessionRules
+    exchange: Exchange
+    kis: network.Route
+    programs: list[Program]
+    lives: list[Life]
+    trace: list[tuple[Any, ...]]
+    suspensions: list[tuple[float, float]]
+    secrets: list[str]
+    logged: list[str]
+    rest_calls: list[tuple[float, str, str]]
+    healed_at: float
+    orders: list[float]
+    hostile: list[str]
+    queued: list[int]
+    ending: Ending
+    ended_at: float
+    crash: str = ""
+
+    def real(self, at: float) -> float:
+        """Seconds that have passed for KIS at virtual time *at*, sleep of the machine included."""
+        return at + sum(slept for when, slept in self.suspensions if when <= at)
+
+    def timeline(self) -> list[tuple[float, str]]:
+        """All of it in the order of time, as lines of text."""
+        lines = [(entry[0], " ".join(str(part) for part in entry[1:])) for entry in self.trace]
+        lines += [
+            (
+                line.at,
+                f"KIS {line.what} {line.session or ''} {'/'.join(line.key or ())} {line.code}",
+            )
+            for line in self.exchange.history
+        ]
+        lines += [
+            (at, f"{program.name} {_text(event, name)}")
+            for program in self.programs
+            for at, event, name in program.log
+        ]
+        return sorted(lines, key=lambda line: line[0])
+
+    def digest(self) -> str:
+        """The same for the same case, in any process."""
+        found = hashlib.sha256()
+        for entry in self.trace:
+            found.update(repr(entry).encode())
+        for line in self.exchange.history:
+            found.update(f"{line.at!r} {line.what} {line.session} {line.key} {line.code}".encode())
+        for program in self.programs:
+            for at, event, name in program.log:
+                found.update(f"{at!r} {_text(event, name)}".encode())
+        found.update(repr(self.ending.slots).encode())
+        return found.hexdigest()[:16]
+
+
+def _text(event: Event | None, name: str) -> str:
+    return f"(un)subscribed {name}" if event is None else repr(event)
+
+
+@attrs.define(eq=False)
+class _World:
+    case: Case
+    rng: Seeded
+    clock: VirtualClock
+    config: Config
+    sim: MemorySimulator
+    nursery: trio.Nursery
+    trace: list[tuple[Any, ...]]
+    kis: network.Route = attrs.field(init=False)
+    door: network.Route = attrs.field(init=False)
+    slow_door: network.Route = attrs.field(init=False)
+    programs: list[Program] = attrs.field(factory=list)
+    lives: list[Life] = attrs.field(factory=list)
+    suspensions: list[tuple[float, float]] = attrs.field(factory=list)
+    secrets: list[str] = attrs.field(factory=list)
+    rest_calls: list[tuple[float, str, str]] = attrs.field(factory=list)
+    orders: list[float] = attrs.field(factory=list)
+    hostile: list[str] = attrs.field(factory=list)
+    queued: list[int] = attrs.field(factory=list)
+    feed: Feed | None = None
+    listener: network.Listener | None = None
+    disk: Disk | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    down_s: float = 0.0
+    disk_full_until: float = -math.inf
+    rest_held_until: float = -math.inf
+    over: bool = False
+    gone: trio.Event = attrs.field(factory=trio.Event)
+
+    def note(self, *what: object) -> None:
+        """Write a line of the trace."""
+        self.trace.append((trio.current_time(), *what))
+
+    # The daemon.
+
+    async def live(self) -> None:
+        """Run the daemon, again and again until the run is over."""
+        while not self.over:
+            life = Life(len(self.lives) + 1, trio.current_time(), len(self.kis.dials))
+            self.lives.append(life)
+            self.note("daemon starts", life.number)
+            with trio.CancelScope() as self.scope:
+                await self._live_once(life)
+            self.feed = self.listener = None
+            life.ended_at = trio.current_time()
+            self.note("daemon ended", life.number, life.how)
+            if not self.over:
+                await trio.sleep(self.down_s)
+        self.gone.set()
+
+    async def _live_once(self, life: Life) -> None:
+        disk = self.disk = Disk(self.rng, self.disk_full_until)
+        async with open_feed(
+            self.config,
+            clock=self.clock,
+            rng=seeded_rng(self.case.seed * 1000 + life.number),
+            disk=disk,
+            dial=self.kis.dial,
+            rest=self.rest,
+        ) as feed:
+            listener = network.Listener()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, listener, _Door(feed), self.config.gateway)
+                self.feed, self.listener = feed, listener
+                await trio.sleep_forever()
+
+    def end(self, how: str, down_s: float) -> None:
+        """Kill the daemon, or tell it to stop."""
+        if self.feed is None or self.scope.cancel_called:
+            return
+        self.down_s = down_s
+        self.lives[-1].how = how
+        self.lives[-1].told_at = trio.current_time()
+        if how == "kill":
+            assert self.disk is not None
+            self.disk.dead = True
+            self.listener = None
+            self.kis.reset()
+            self.door.reset()
+            self.slow_door.reset()
+        self.scope.cancel(reason=how)
+
+    async def knock(self, stream: trio.abc.Stream) -> None:
+        """A local program connects."""
+        if self.listener is None:
+            await trio.aclose_forcefully(stream)
+        else:
+            await self.listener.handle(stream)
+
+    async def rest(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        """KIS's REST side, behind the same kind of network."""
+        await trio.sleep(self.kis.latency())
+        while self.rest_held_until > trio.current_time():  # noqa: ASYNC110  # it may move
+            await trio.sleep_until(self.rest_held_until)
+        # What arrives when a dead process cannot have sent it has not arrived.
+        if self.disk is not None and self.disk.dead:
+            raise ConnectionResetError("the process is gone")
+        status, sent, content = await self.sim.rest(method, path, headers, body)
+        self._learn_secrets(content)
+        self.rest_calls.append((trio.current_time(), path.partition("?")[0], str(status)))
+        await trio.sleep(self.kis.latency())
+        return status, sent, content
+
+    def _learn_secrets(self, content: bytes) -> None:
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            return
+        if isinstance(answer, dict):
+            self.secrets += [
+                str(answer[name]) for name in ("approval_key", "access_token") if name in answer
+            ]
+
+    # Trouble.
+
+    async def trouble(self) -> None:
+        """Let the schedule happen."""
+        ends = trio.current_time() + self.case.setup.horizon
+        for step in self.case.steps:
+            await trio.sleep(step.dt)
+            left = ends - trio.current_time()
+            if left <= 0:
+                break
+            self._do(attrs.evolve(step, lasts=min(step.lasts, left)))
+        await trio.sleep_until(ends)
+
+    def _do(self, step: Step) -> None:
+        self.note("step", step.kind, step.lasts, step.value, step.count, step.topic, step.code)
+        if step.kind.startswith("kis."):
+            self._fault(step)
+        else:
+            self._cause(step, Trouble(step.kind))
+
+    def _fault(self, step: Step) -> None:
+        key = key_of(topic(step.topic)) if step.topic >= 0 else ("", "")
+        kind = Kind(step.kind.removeprefix("kis."))
+        if kind is Kind.STRAY_ACK and step.topic < 0:
+            key = key_of(topic(0))
+        lasts = step.lasts or None
+        fault = Fault(
+            kind,
+            lasts=lasts,
+            count=None if lasts else step.count,
+            tr_id=key[0],
+            tr_key=key[1],
+            code=step.code,
+            value=max(1.0, step.value) if kind is Kind.CAP else step.value,
+        )
+        self.sim.inject(fault)
+
+    def _cause(self, step: Step, trouble: Trouble) -> None:  # noqa: C901  # a table
+        now = trio.current_time()
+        match trouble:
+            case Trouble.PARTITION:
+                self.kis.hold(step.lasts, up=True, down=True)
+                self.rest_held_until = max(self.rest_held_until, now + step.lasts)
+            case Trouble.PARTITION_UP:
+                self.kis.hold(step.lasts, up=True, down=False)
+            case Trouble.PARTITION_DOWN:
+                self.kis.hold(step.lasts, up=False, down=True)
+            case Trouble.FREEZE:
+                self.kis.hold(step.lasts, up=True, down=True, silent=True)
+            case Trouble.RESET:
+                self.kis.reset()
+            case Trouble.CUT_UP | Trouble.CUT_DOWN:
+                self.kis.cut(int(step.value), up=trouble is Trouble.CUT_UP)
+            case (
+                Trouble.DIAL_REFUSED
+                | Trouble.DIAL_NO_ROUTE
+                | Trouble.DIAL_DNS
+                | Trouble.DIAL_HANG
+                | Trouble.DIAL_MUTE
+            ):
+                how = network.DialFault(trouble.value.removeprefix("dial_"))
+                self.kis.fail_dials(how, step.lasts)
+            case Trouble.REST_HANG:
+                self.rest_held_until = max(self.rest_held_until, now + step.lasts)
+            case Trouble.KILL | Trouble.STOP:
+                self.end(trouble.value, step.value)
+            case Trouble.CLOCK_STEP:
+                self.clock.step_ns += int(step.value * 1e9)
+            case Trouble.SUSPEND:
+                self.suspensions.append((now, step.value))
+                self.clock.suspended_s += step.value
+            case Trouble.DISK_FULL:
+                self.disk_full_until = now + step.lasts
+                if self.disk is not None:
+                    self.disk.full_until = self.disk_full_until
+            case Trouble.ORDER | Trouble.RELEASE:
+                self.nursery.start_soon(self._command, trouble, step.lasts)
+            case _:
+                self._disturb(step, trouble)
+
+    def _disturb(self, step: Step, trouble: Trouble) -> None:
+        now = trio.current_time()
+        match trouble:
+            case Trouble.CHURN:
+                self.nursery.start_soon(self._churn, topic(int(step.value)))
+            case Trouble.RETUNE:
+                self.nursery.start_soon(self._retune, step)
+            case Trouble.STORM:
+                for number in range(int(step.value)):
+                    self.nursery.start_soon(self._passer_by, number)
+            case Trouble.STALL:
+                for program in self.programs[step.topic % len(self.programs) :][:1]:
+                    program.stalled_until = now + step.lasts
+            case Trouble.HANG_UP:
+                self.door.reset()
+                self.slow_door.reset()
+            case Trouble.HOSTILE:
+                self.nursery.start_soon(self._hostile, int(step.value))
+            case _:
+                raise AssertionError(f"{trouble} is not caused")
+
+    async def _command(self, trouble: Trouble, lasts: float) -> None:
+        """What a person types: ``kisfeed reconnect`` or ``kisfeed release``."""
+        core = ClientCore("person", jitter=self.rng.random)
+        client = Client(core, self.door.dial)
+        try:
+            await client.greet()
+            if trouble is Trouble.ORDER:
+                self.orders.append(trio.current_time())
+                await client.call("reconnect")
+            elif lasts > 0:
+                await client.call("release", for_s=lasts)
+        except (KisfeedError, OSError):
+            self.note("a command failed", trouble.value)
+        finally:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+
+    async def _churn(self, name: str) -> None:
+        program = self.programs[0]
+        try:
+            if name in program.topics:
+                if len(program.topics) > 1:
+                    program.topics.remove(name)
+                    await program.let_go(name)
+            else:
+                program.topics.append(name)
+                await program.take_up(name)
+        except (Disconnected, NoDaemon, KeyError, AssertionError):
+            self.note("churn failed", name)
+
+    async def _retune(self, step: Step) -> None:
+        program = self.programs[0]
+        name = program.topics[step.topic % len(program.topics)]
+        try:
+            assert program.client is not None
+            await program.client.retune(name, prio=int(step.value))
+        except (KisfeedError, KeyError, AssertionError):
+            self.note("retune failed", name)
+
+    async def _passer_by(self, number: int) -> None:
+        """A program that comes, wants much and goes."""
+        route = self.door
+        client = Client(ClientCore(f"passer {number}", jitter=self.rng.random), route.dial)
+        await trio.sleep(self.rng.random() * 2)
+        count = self.rng.randint(1, 20)
+        first = self.rng.randrange(_STORM_TOPICS)
+        try:
+            with trio.move_on_after(self.rng.choice([0.01, 1.0, 20.0])):
+                await client.greet()
+                await client.subscribe(*(topic(first + n) for n in range(count)))
+                async for _ in client:
+                    pass
+        except (KisfeedError, OSError):
+            self.note("passer-by turned away", number)
+        finally:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+
+    async def _hostile(self, size: int) -> None:
+        """Nonsense on a connection of its own: answered or closed, and nobody else's trouble."""
+        greet = self.rng.random() < 0.5
+        try:
+            stream = await self.door.dial()
+        except OSError:
+            return
+        with trio.move_on_after(60) as patience:
+            try:
+                if greet:
+                    await stream.send_all(
+                        b"\x00\x00\x00\x12\x93\x01\x01\x82\xa5proto\x92\x01\x01\xa6client\xa0"
+                    )
+                await stream.send_all(self.rng.randbytes(size))
+                while await stream.receive_some():
+                    pass
+                self.hostile.append("closed")
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.hostile.append("broken")
+        if patience.cancelled_caught:
+            self.hostile.append("greeted" if greet else "left open")
+        await trio.aclose_forcefully(stream)
+
+    # The end.
+
+    def heal(self) -> None:
+        """Everything works again, for good."""
+        self.note("healed")
+        self.sim.exchange.board.clear()
+        self.sim.inject(Fault(Kind.CAP, value=self.case.setup.cap))
+        for route in (self.kis, self.door, self.slow_door):
+            route.heal()
+        self.rest_held_until = self.disk_full_until = -math.inf
+        if self.disk is not None:
+            self.disk.full_until = -math.inf
+
+    async def until(self, test: Callable[[], bool], within: float) -> float:
+        """Seconds until *test*; infinite if it does not come true in time."""
+        started = trio.current_time()
+        while not test():
+            if trio.current_time() - started > within:
+                return math.inf
+            await trio.sleep(_STEP_S)
+        return trio.current_time() - started
+
+    def session_lives(self) -> bool:
+        """The first program was told that data flows."""
+        told = (e for _, e, _ in reversed(self.programs[0].log) if isinstance(e, events.Session))
+        last = next(told, None)
+        return last is not None and last.state in {"STREAMING", "SUBSCRIBED"}
+
+    def settled(self) -> bool:
+        """What the first program wants is open, refused for good, or without a slot."""
+        client = self.programs[0].client
+        assert client is not None
+        # A cap that was learnt holds for the session, whatever KIS allows by then.
+        capped = len(self.sim.exchange.registered()) >= self.case.setup.cap or any(
+            step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
+        )
+        return self.session_lives() and all(
+            s.stream in {1, _CLOSED} or (capped and s.code not in _UNDECIDED)
+            for s in client.subscriptions.values()
+        )
+
+    async def ask(self, name: str) -> Mapping[str, Any]:
+        """A call of the daemon's, by a program that wants nothing else."""
+        client = Client(ClientCore("observer", jitter=self.rng.random, wait=True), self.door.dial)
+        try:
+            await client.greet()
+            answer: Mapping[str, Any] = await client.call(name)
+        except (KisfeedError, OSError):
+            return {}
+        finally:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+        return answer
+
+
+def _config(case: Case, folder: str) -> Config:
+    setup = case.setup
+    rules = SessionRules()
+    return Config(
+        environment=Environment.SIM,
+        credentials=Credentials(
+            Secret(APPKEY), Secret(APPSECRET), HTS_ID if setup.notices else "", Secret(ACCOUNT)
+        ),
+        endpoints=Endpoints("http://127.0.0.1:1", "ws://127.0.0.1:1"),
+        state=StateFolder(folder),
+        subscriptions=Subscriptions((topic(0),) if setup.pinned else ()),
+        quotes=Quotes(poll_s=3.0),
+        session=rules if setup.scale == 1 else rules.scaled(setup.scale),
+    )
+
+
+def _options(setup: Setup, seed: int) -> Options:
+    scale = setup.scale
+    start = OPEN
+    if setup.before_midnight_s:
+        start = OPEN.replace(hour=23, minute=59, second=59) - dt.timedelta(
+            seconds=setup.before_midnight_s
+        )
+    return Options(
+        seed=seed,
+        rate_hz=setup.rate_hz / max(1, min(setup.topics, setup.cap)),
+        records=(1, 3),
+        pingpong_s=10.0 / scale,
+        notice_s=15.0,
+        acknowledge_close=setup.acknowledge_close,
+        rules=Rules(
+            cap=setup.cap,
+            hold_s=18.0 / scale,
+            hts_id=HTS_ID if setup.notices else "",
+        ),
+        start=start,
+    )
+
+
+class _Keeper(logging.Handler):
+    """Keeps every line as it would be written."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        details = {k: v for k, v in record.__dict__.items() if k not in _USUAL}
+        self.lines.append(f"{record.getMessage()} {details}")
+
+
+_USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__)
+
+
+@contextmanager
+def _logs(*, debug: bool) -> Generator[list[str]]:
+    """Keep what is logged, at every level, or nothing at all."""
+    root = logging.getLogger()
+    keeper, level, handlers = _Keeper(), root.level, root.handlers[:]
+    if debug:
+        root.handlers[:] = [keeper]
+        root.setLevel(logging.DEBUG)
+    else:
+        logging.disable(logging.CRITICAL)
+    try:
+        yield keeper.lines
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(logging.NOTSET)
+
+
+async def _play(case: Case, folder: str, logged: list[str], found: list[Run]) -> None:
+    setup = case.setup
+    config = _config(case, folder)
+    options = _options(setup, case.seed)
+    rng = seeded_rng(case.seed ^ 0x5EED)
+    clock = VirtualClock(int(options.start.timestamp()) * 10**9)
+    trace: list[tuple[Any, ...]] = []
+    async with open_memory_simulator(options) as sim, trio.open_nursery() as nursery:
+        world = _World(case, rng, clock, config, sim, nursery, trace)
+        _lay_routes(world, nursery)
+        _people(world)
+        run = Run(
+            case,
+            config.session,
+            sim.exchange,
+            world.kis,
+            world.programs,
+            world.lives,
+            trace,
+            world.suspensions,
+            world.secrets,
+            logged,
+            world.rest_calls,
+            math.inf,
+            world.orders,
+            world.hostile,
+            world.queued,
+            Ending(),
+            math.inf,
+        )
+        found.append(run)
+        nursery.start_soon(world.live)
+        ranks = seeded_rng(case.seed + 7)
+        priorities = {topic(n): ranks.randrange(4) for n in range(64)} if setup.priorities else {}
+        for program in world.programs:
+            nursery.start_soon(
+                program.run,
+                seeded_rng(case.seed * 31 + len(program.name)),
+                lambda name: priorities.get(name, 0),
+            )
+        await world.trouble()
+        world.heal()
+        run.healed_at = trio.current_time()
+        run.ending = await _wind_down(world)
+        run.ended_at = trio.current_time()
+        nursery.cancel_scope.cancel(reason="the run is over")
+
+
+def _lay_routes(world: _World, nursery: trio.Nursery) -> None:
+    setup, rng = world.case.setup, world.rng
+    latency = (setup.latency_s / 20 / setup.scale, setup.latency_s / setup.scale)
+    world.kis = network.Route(
+        KIS,
+        rng,
+        world.sim.simulator.serve_websocket,
+        nursery,
+        world.note,
+        latency,
+        setup.chopped,
+        keepalive_s=network.KEEPALIVE_S / setup.scale if setup.keepalive else math.inf,
+        refuses=world.sim.simulator.refuses,
+    )
+    local = (0.0, 0.0001)
+    gone = functools.partial(lambda: world.listener is None)
+    world.door = network.Route(
+        LOCAL,
+        rng,
+        world.knock,
+        nursery,
+        lambda *_: None,
+        local,
+        setup.chopped,
+        keepalive_s=math.inf,
+        refuses=gone,
+    )
+    world.slow_door = attrs.evolve(world.door, room=_ROOM)
+
+
+def _people(world: _World) -> None:
+    setup = world.case.setup
+    every = [topic(n) for n in range(setup.topics)]
+    draw = seeded_rng(world.case.seed + 11)
+    mode = draw.choice(["latest", "latest", "hz", "trade_safe"])
+    all_of_it = every + ([f"notice.krx.{HTS_ID}"] if setup.notices else [])
+    world.programs += [
+        Program("all", "all", 0.0, 0.0, all_of_it, world.door),
+        Program(mode, mode, 2.0 if mode == "hz" else 0.0, 0.0, every[:5], world.door),
+        Program("slow", "all", 0.0, draw.choice([0.2, 0.7, 1.5, 3.0]), every[:3], world.slow_door),
+    ]
+
+
+async def _wind_down(world: _World) -> Ending:
+    """Wait until all is well, then let the market stand still and look at both sides."""
+    scale = world.case.setup.scale
+    well = await world.until(world.session_lives, WELL_S / scale)
+    settled = math.inf
+    if well < math.inf:
+        settled = well + await world.until(world.settled, SETTLE_S / scale)
+    # Until every topic has a row after the last hole.
+    gap = max(1, world.case.setup.topics) / world.case.setup.rate_hz
+    await trio.sleep(3 * gap)
+    if any(step.kind == "kis.drop_key" for step in world.case.steps):
+        # What KIS forgot without a word shows only in what does not come.
+        await _until_agreed(world, 30 * gap + SETTLE_S / scale)
+    world.sim.inject(Fault(Kind.QUIET, lasts=math.inf))
+    await trio.sleep(_QUIET_S)
+    slots = await world.ask("slots")
+    status = await world.ask("status")
+    registered = tuple(world.sim.exchange.registered())
+    world.over = True
+    asked_at = trio.current_time()
+    world.end("end", 0.0)
+    with trio.move_on_after(_EXIT_S):
+        await world.gone.wait()
+    exit_s = trio.current_time() - asked_at if world.gone.is_set() else math.inf
+    return Ending(well, settled, slots, status, registered, exit_s)
+
+
+async def _until_agreed(world: _World, within: float) -> None:
+    ends = trio.current_time() + within
+    while trio.current_time() < ends:
+        if held(await world.ask("slots")) == set(world.sim.exchange.registered()):
+            return
+        await trio.sleep(within / 50)
+
+
+def held(slots: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The registrations that the call ``slots`` says are held."""
+    return {key_of(slot["topic"]) for slot in slots.get("slots", ()) if slot["state"] == "held"}
+
+
+@contextmanager
+def _deterministic(seed: int) -> Generator[None]:
+    """Let the scheduler draw from the seed.
+
+    Trio sorts each batch of tasks before it shuffles it where it is told to be deterministic, as
+    Hypothesis tells it; what is left to chance is then ``_r``.
+    """
+    scheduler = vars(importlib.import_module("trio._core._run"))
+    told, chance = scheduler[_SORTED], scheduler["_r"]
+    scheduler[_SORTED] = True
+    state = chance.getstate()
+    chance.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler[_SORTED] = told
+        chance.setstate(state)
+
+
+def play(case: Case) -> Run:
+    """Play *case*; an exception out of the program under test is told in ``crash``."""
+    shm = Path("/dev/shm")  # noqa: S108  # state of this run only; a folder of its own is made
+    found: list[Run] = []
+    crash = ""
+    with ExitStack() as stack:
+        stack.enter_context(_deterministic(case.seed))
+        logged = stack.enter_context(_logs(debug=case.setup.debug))
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="kisfeed-chaos-", dir=shm if shm.is_dir() else None)
+        )
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        try:
+            trio.run(_play, case, folder, logged, found, clock=clock)
+        except BaseExceptionGroup as group:
+            if group.subgroup((KeyboardInterrupt, SystemExit)) is not None:
+                raise
+            crash = _roots(group)
+        run = found[0]
+        run.crash = crash
+    return run
+
+
+def _roots(group: BaseExceptionGroup[BaseException]) -> str:
+    """What is at the bottom of *group*, with the last place of ours in each traceback."""
+    texts: list[str] = []
+    pending: Sequence[BaseException] = [group]
+    while pending:
+        error, *rest = pending
+        if isinstance(error, BaseExceptionGroup):
+            pending = [*error.exceptions, *rest]
+            continue
+        pending = rest
+        where = ""
+        frame = error.__traceback__
+        while frame is not None:
+            code = frame.tb_frame.f_code
+            if "kisfeed" in code.co_filename:
+                where = f"{Path(code.co_filename).name}:{frame.tb_lineno} in {code.co_name}"
+            frame = frame.tb_next
+        texts.append(f"{type(error).__name__}: {error} ({where})")
+    return "; ".join(texts)

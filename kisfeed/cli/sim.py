@@ -1,0 +1,136 @@
+"""``kisfeed sim``: a simulated KIS for anybody's tests, in any language."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.options import Command, Option, common
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from kisfeed.simulator.options import Options
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+_KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
+
+
+def market_options(function: F) -> F:
+    """``--seed``, ``--rate`` and ``--scenario``: what the simulated market does."""
+    for option in (
+        click.option(
+            "--scenario",
+            cls=Option,
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help=N_("Faults on a timetable, as TOML or JSON."),
+        ),
+        click.option(
+            "--rate",
+            cls=Option,
+            type=click.FloatRange(min=0, min_open=True),
+            default=5.0,
+            metavar="HZ",
+            help=N_("Frames a second for each symbol (5)."),
+        ),
+        click.option(
+            "--seed",
+            cls=Option,
+            type=int,
+            default=1,
+            metavar="N",
+            help=N_("The same seed makes the same market (1)."),
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def options_of(
+    seed: int, rate: float, scenario: Path | None, *, rest_port: int = 0, ws_port: int = 0
+) -> Options:
+    """The simulator's options from the command line's.
+
+    Its exchange is at today's date and time, trading at any hour: clients compare what KIS says,
+    above all when a token expires, with their own clock.
+
+    Raises:
+        ConfigError: the scenario cannot be read.
+    """
+    from kisfeed import seams, simulator
+
+    faults = () if scenario is None else simulator.load_scenario(scenario)
+    now = dt.datetime.fromtimestamp(seams.SystemClock().wall_ns() // 10**9, _KST)
+    return simulator.Options(
+        seed=seed,
+        rate_hz=rate,
+        scenario=faults,
+        rest_port=rest_port,
+        ws_port=ws_port,
+        start=now,
+    )
+
+
+@click.command(
+    "sim",
+    cls=Command,
+    help=N_(
+        "Run a simulated KIS on this machine.\n\n"
+        'The first line of stdout is {"rest": url, "ws": url}. Point any KIS client there.'
+    ),
+)
+@click.option(
+    "--rest-port",
+    cls=Option,
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help=N_("Port of the REST side (0: any free one)."),
+)
+@click.option(
+    "--ws-port",
+    cls=Option,
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help=N_("Port of the WebSocket side (0: any free one)."),
+)
+@market_options
+@common
+def command(
+    rest_port: int,
+    ws_port: int,
+    seed: int,
+    rate: float,
+    scenario: Path | None,
+    as_json: bool,
+) -> None:
+    import trio
+
+    from kisfeed.cli import signals
+
+    options = options_of(seed, rate, scenario, rest_port=rest_port, ws_port=ws_port)
+    trio.run(signals.run_until_signal, lambda: _run(options, as_json=as_json))
+
+
+async def _run(options: Options, *, as_json: bool) -> None:
+    import trio
+
+    from kisfeed import errors, simulator
+
+    try:
+        async with simulator.open_simulator(options) as running:
+            click.echo(json.dumps({"rest": running.rest_url, "ws": running.ws_url}))
+            if not as_json:
+                click.echo(_("A simulated KIS is running; Ctrl-C ends it."), err=True)
+            await trio.sleep_forever()
+    except* OSError as group:
+        raise errors.StateError(str(group.exceptions[0])) from None

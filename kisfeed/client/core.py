@@ -1,0 +1,908 @@
+"""The client without I/O: bytes in, events out, and when to dial again.
+
+A shell (:mod:`~kisfeed.client.sync`, :mod:`~kisfeed.client.structured`,
+:mod:`~kisfeed.client.aio`) owns the socket and the clock and does what this class says. What the
+caller wants is kept by topic and outlives every connection and every daemon.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from kisfeed.errors import BadFrame, Disconnected, KisfeedError, NoDaemon, ServerRefused
+from kisfeed.kfp import codec, events
+from kisfeed.kfp.messages import PROTO, Code, Data, ErrorCode, Mode, Source, Stream, Type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+SILENCE_S: Final = 15.0  # without any frame for so long the daemon is dead (it beats every 5 s)
+GREETING_S: Final = 5.0  # a daemon answers HELLO within this
+REQUEST_S: Final = 30.0  # any request is answered within this
+BACKOFF_BASE_S: Final = 0.2
+BACKOFF_CAP_S: Final = 5.0
+GRACE_S: Final = 0.1  # a shell looks so long for bytes that came while its caller was busy
+SETTLED_S: Final = 5.0  # a connection that lived so long was a good one: the backoff starts over
+
+MOST_QUESTIONS: Final = 12
+"""Questions about symbols that are out at a time; the daemon takes 16 calls of one client, and
+the rest are for orders."""
+
+_QUESTIONS: Final = frozenset({"quotes", "daily", "symbols"})
+_TICK: Final = int(Type.TICK)
+_IMAGE: Final = int(Type.IMAGE)
+_ROWS: Final = frozenset({_TICK, _IMAGE})
+_NOTICE_SCHEMA: Final = "notice.v1"
+_TRADE_SCHEMA: Final = "trade.v1"
+_HOPELESS: Final = frozenset({ErrorCode.PROTO_MISMATCH, ErrorCode.UNAUTHORIZED})
+_NS_A_DAY: Final = 86_400 * 10**9
+_KST_NS: Final = 9 * 3_600 * 10**9
+
+
+class Phase(enum.Enum):
+    """Where the connection is."""
+
+    WAITING = enum.auto()
+    """No connection; dial at :attr:`ClientCore.deadline`."""
+
+    GREETING = enum.auto()
+    """HELLO is on its way."""
+
+    READY = enum.auto()
+    """WELCOME has come."""
+
+    FAILED = enum.auto()
+    """:attr:`ClientCore.failure` says why; nothing will be tried again."""
+
+    CLOSED = enum.auto()
+    """The caller has left."""
+
+
+_LINKED: Final = frozenset({Phase.GREETING, Phase.READY})
+
+
+@attrs.frozen
+class Spec:
+    """What is wanted of one topic; the elements of SUB.
+
+    Attributes:
+        mode: how ticks are delivered under pressure.
+        hz: in mode ``hz``, at most so many a second.
+        prio: 0 to 9, for the slot market.
+        passive: never create or keep a slot for this.
+        image: send the last value first.
+        poll: take polled snapshots while the topic has no slot; False would rather be refused.
+        after: for a notice topic, send the day's notices after this ``nseq`` again.
+    """
+
+    topic: str
+    mode: Mode = Mode.ALL
+    hz: float = 0
+    prio: int = 0
+    passive: bool = False
+    image: bool = True
+    poll: bool = True
+    after: int | None = None
+
+    def to_map(self) -> dict[str, object]:
+        """This as an item of SUB: what differs from the default."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in attrs.fields(Spec)
+            if getattr(self, field.name) != field.default
+        }
+
+
+def specs(
+    topics: Sequence[str],
+    *,
+    mode: str = Mode.ALL,
+    hz: float = 0,
+    prio: int = 0,
+    passive: bool = False,
+    image: bool = True,
+    poll: bool = True,
+    after: int | None = None,
+) -> list[Spec]:
+    """One :class:`Spec` a topic; an ``hz`` alone means mode ``hz``.
+
+    Raises:
+        ValueError: there is no such mode, or no topic.
+    """
+    if not topics:
+        raise ValueError("subscribe to at least one topic")
+    how = Mode.HZ if hz and mode == Mode.ALL else Mode(mode)
+    return [Spec(topic, how, hz, prio, passive, image, poll, after) for topic in topics]
+
+
+@attrs.frozen
+class Subscription:
+    """What is known of one subscribed topic at this moment.
+
+    Attributes:
+        sid: its number in the present daemon instance; None while there is no connection, or it
+            was refused.
+        lost: ticks that the daemon dropped because this client was slow.
+        conflated: ticks that the mode passed over.
+    """
+
+    topic: str
+    schema: str
+    scale: int
+    sid: int | None
+    stream: int
+    data: int
+    code: str
+    lost: int
+    conflated: int
+
+
+@attrs.define(eq=False)
+class Request:
+    """One question to the daemon, and its answer once ``done``."""
+
+    kind: Type
+    deadline: float
+    topics: tuple[str, ...] = ()
+    done: bool = False
+    result: Any = None
+    error: KisfeedError | None = None
+    sid: int | None = None  # GET: the image that is still to come
+    question: bool = False
+
+    def outcome(self) -> Any:
+        """The answer.
+
+        Raises:
+            ServerRefused: the daemon answered ERR, or not in time (code ``timeout``).
+            Disconnected: the connection ended before the answer.
+            NoDaemon: there is no connection.
+        """
+        assert self.done
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def finish(self, result: Any = None, error: KisfeedError | None = None) -> None:
+        self.done, self.result, self.error = True, result, error
+
+
+@attrs.define(eq=False)
+class _Wanted:
+    """One desired topic, over all connections.
+
+    Attributes:
+        last_sseq: the newest row this client knows of, from its baseline on.
+        last_rts, last_xts, last_cum: of the last row received.
+        cut_sseq: the last sseq before a connection was lost, until the first row after it.
+        nseq: the last notice received.
+    """
+
+    spec: Spec
+    sid: int | None = None
+    schema: str = ""
+    scale: int = 0
+    names: tuple[str, ...] = ()
+    stream: int = Stream.RECOVERING
+    data: int = Data.NONE
+    code: str = Code.PENDING
+    last_sseq: int = 0
+    last_rts: int | None = None
+    last_xts: int | None = None
+    last_cum: int | None = None
+    cut_sseq: int | None = None
+    nseq: int | None = None
+    lost: int = 0
+    conflated: int = 0
+
+
+class ClientCore:
+    """One program's side of KFP/1, over as many connections as it takes.
+
+    The shell's loop: in :attr:`Phase.WAITING`, once ``deadline`` has passed, dial, and report
+    :meth:`connected` or :meth:`dial_failed`. While :attr:`linked`, send :meth:`outgoing`, report
+    what arrives by :meth:`received` (``b""`` for the end) or :meth:`lost`, and call :meth:`timer`
+    when ``deadline`` has passed and nothing is there to be read. When ``linked`` turns False,
+    close the socket. *now* is seconds of any monotonic clock.
+
+    Attributes:
+        events: what happened, for the caller to take from the left.
+        failure: why nothing will be tried again; None while there is hope.
+        welcome: the last WELCOME's map.
+        heartbeat: the last one.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        *,
+        jitter: Callable[[], float],
+        role: str = "reader",
+        wait: bool = False,
+        heartbeats: bool = False,
+    ) -> None:
+        """Make a core that wants to dial at once.
+
+        Args:
+            client: what this program calls itself, for ``kisfeed clients``.
+            jitter: uniform in [0, 1), for the pauses between two dials.
+            role: ``reader``, or ``trader`` for a program that places orders.
+            wait: keep trying until the first daemon comes, instead of failing with NoDaemon.
+            heartbeats: put every Heartbeat among the events.
+        """
+        self.events: deque[events.Event] = deque()
+        self.failure: KisfeedError | None = None
+        self.phase = Phase.WAITING
+        self.welcome: Mapping[str, Any] = {}
+        self.heartbeat: events.Heartbeat | None = None
+        self._client = client
+        self._jitter = jitter
+        self._role = role
+        self._wait = wait
+        self._heartbeats = heartbeats
+        self._decoder = codec.Decoder()
+        self._outgoing: list[bytes] = []
+        self._wanted: dict[str, _Wanted] = {}
+        self._by_sid: dict[int, _Wanted] = {}
+        self._schemas: dict[str, tuple[str, ...]] = {}
+        self._requests: dict[int, Request] = {}
+        self._questions: deque[tuple[Request, Mapping[str, object]]] = deque()
+        self._next_id = 1
+        self._instance = ""
+        self._greeted = False
+        self._failed_dials = 0
+        self._retry_at = -math.inf
+        self._ready_at = 0.0
+        self._heard_at = 0.0
+        self._leave_at = math.inf
+        self._heard_ts = 0
+        self._epoch = 0
+
+    # What the shell asks.
+
+    @property
+    def linked(self) -> bool:
+        """There is a connection that is to be kept."""
+        return self.phase in _LINKED
+
+    @property
+    def deadline(self) -> float:
+        """When to dial, or when to call :meth:`timer`; ``math.inf`` for neither."""
+        if self.phase is Phase.WAITING:
+            return self._retry_at
+        if not self.linked:
+            return math.inf
+        silence = GREETING_S if self.phase is Phase.GREETING else SILENCE_S
+        answers = (request.deadline for request in self._requests.values())
+        return min(self._heard_at + silence, self._leave_at, *answers)
+
+    def outgoing(self) -> bytes:
+        """What is to be sent now; handed out once."""
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        return data
+
+    def subscriptions(self) -> dict[str, Subscription]:
+        """Every wanted topic and what became of it."""
+        return {
+            topic: Subscription(
+                topic, w.schema, w.scale, w.sid, w.stream, w.data, w.code, w.lost, w.conflated
+            )
+            for topic, w in self._wanted.items()
+        }
+
+    # What the shell reports.
+
+    def connected(self, now: float) -> None:
+        """The socket is connected: HELLO goes out."""
+        self.phase = Phase.GREETING
+        self._decoder = codec.Decoder()
+        self._outgoing.clear()
+        self._heard_at = now
+        self._leave_at = math.inf
+        self._schemas.clear()
+        hello = {"proto": [PROTO, PROTO], "client": self._client, "role": self._role}
+        self._send(Request(Type.HELLO, now + REQUEST_S), hello)
+
+    def dial_failed(self, why: str, now: float) -> None:
+        """Nobody listens there."""
+        self._retry(NoDaemon(why), now)
+
+    def received(self, data: bytes, now: float) -> None:
+        """Bytes arrived; ``b""`` means that the daemon closed the connection."""
+        if not self.linked:
+            return
+        if not data:
+            self._drop("the daemon closed the connection", now)
+            return
+        self._heard_at = now
+        try:
+            for message in self._decoder.feed(data):
+                kind = message[0]
+                if kind in _ROWS:
+                    self._on_row(message)
+                else:
+                    self._on_message(kind, message, now)
+                if self.phase not in _LINKED:
+                    return
+            self._send_questions(now)
+        except BadFrame as error:
+            self._drop(str(error), now, error)
+
+    def lost(self, why: str, now: float) -> None:
+        """The connection broke, or a frame was sent in part only."""
+        if self.linked:
+            self._drop(why, now)
+
+    def close(self) -> None:
+        """The caller leaves; what it still waits for ends with Disconnected."""
+        self._fail(Disconnected("this client was closed"))
+        self.phase = Phase.CLOSED
+
+    def timer(self, now: float) -> None:
+        """``deadline`` has passed and there was nothing to read."""
+        if not self.linked:
+            return
+        silence = GREETING_S if self.phase is Phase.GREETING else SILENCE_S
+        if now >= self._heard_at + silence:
+            self._drop(f"nothing from the daemon for {silence:g} s", now)
+        elif now >= self._leave_at:
+            self._drop("the daemon goes away", now)
+        else:
+            late = [number for number, r in self._requests.items() if now >= r.deadline]
+            for number in late:
+                request = self._requests.pop(number)
+                refusal = ServerRefused(ErrorCode.TIMEOUT, f"no answer within {REQUEST_S:g} s")
+                request.finish(error=refusal)
+            self._send_questions(now)
+
+    # What the caller wants.
+
+    def subscribe(self, wanted: Sequence[Spec], now: float) -> Request:
+        """Want these topics, now and after every reconnect.
+
+        Done at once while there is no connection: what is refused later is told by a Status.
+        """
+        for spec in wanted:
+            known = self._wanted.get(spec.topic)
+            if known is None:
+                self._wanted[spec.topic] = _Wanted(spec)
+            else:
+                known.spec = spec
+        request = Request(Type.SUB, now + REQUEST_S, tuple(spec.topic for spec in wanted))
+        return self._ask_if_ready(request, {"subs": [spec.to_map() for spec in wanted]})
+
+    def unsubscribe(self, topics: Sequence[str], now: float) -> Request:
+        """Want these topics no longer; what is still on its way is dropped.
+
+        Raises:
+            KeyError: one of them is not subscribed.
+        """
+        ended = [self._wanted[topic] for topic in topics]
+        sids = []
+        for wanted in ended:
+            self._wanted.pop(wanted.spec.topic, None)
+            if wanted.sid is not None:
+                del self._by_sid[wanted.sid]
+                sids.append(wanted.sid)
+        return self._ask_if_ready(Request(Type.UNSUB, now + REQUEST_S), {"sids": sids})
+
+    def retune(
+        self,
+        topic: str,
+        now: float,
+        *,
+        mode: str | None = None,
+        hz: float | None = None,
+        prio: int | None = None,
+    ) -> Request:
+        """Change how a subscribed topic is delivered; an *hz* alone means mode ``hz``.
+
+        Raises:
+            KeyError: it is not subscribed.
+            ValueError: there is no such mode.
+        """
+        wanted = self._wanted[topic]
+        changes: dict[str, Any] = {}
+        if mode is not None or hz:
+            changes["mode"] = Mode.HZ if mode is None else Mode(mode)
+        if hz is not None:
+            changes["hz"] = hz
+        if prio is not None:
+            changes["prio"] = prio
+        wanted.spec = attrs.evolve(wanted.spec, **changes)
+        request = Request(Type.SET, now + REQUEST_S, (topic,))
+        if wanted.sid is None:
+            request.finish()
+            return request
+        return self._ask_if_ready(request, {"sid": wanted.sid, **changes})
+
+    def get(self, topic: str, now: float) -> Request:
+        """The topic's last value, as a row event; None where nothing is known yet."""
+        return self._ask(Request(Type.GET, now + REQUEST_S, (topic,)), {"topic": topic})
+
+    def ping(self, now: float) -> Request:
+        """Answered as soon as the daemon gets to it."""
+        return self._ask(Request(Type.PING, now + REQUEST_S), None)
+
+    def call(self, name: str, arguments: Mapping[str, Any], now: float) -> Request:
+        """Call *name*; the answer is the call's ``result``. Never sent twice.
+
+        Of questions about symbols a few are out at a time, the others wait their turn here, so
+        that any number of threads may ask and none of their orders waits.
+        """
+        body = {"m": name, "a": dict(arguments)}
+        request = Request(Type.CALL, now + REQUEST_S, question=name in _QUESTIONS)
+        if not request.question or self.phase is not Phase.READY:
+            return self._ask(request, body)
+        self._questions.append((request, body))
+        self._send_questions(now)
+        return request
+
+    # Inside.
+
+    def _send(self, request: Request, *body: object) -> Request:
+        number = self._next_id
+        self._outgoing.append(codec.frame(request.kind, number, *body))
+        self._next_id += 1
+        self._requests[number] = request
+        return request
+
+    def _send_questions(self, now: float) -> None:
+        if not self._questions or self.phase is not Phase.READY:
+            return
+        out = sum(request.question for request in self._requests.values())
+        while self._questions and out < MOST_QUESTIONS:
+            request, body = self._questions.popleft()
+            request.deadline = now + REQUEST_S
+            self._send(request, body)
+            out += 1
+
+    def _end_questions(self, error: KisfeedError) -> None:
+        """Those that wait were never sent."""
+        while self._questions:
+            self._questions.popleft()[0].finish(error=error)
+
+    def _ask(self, request: Request, body: object) -> Request:
+        if self.phase is Phase.READY:
+            return self._send(request, body)
+        request.finish(error=self.failure or NoDaemon("there is no daemon at the moment"))
+        return request
+
+    def _ask_if_ready(self, request: Request, body: object) -> Request:
+        if self.phase is Phase.READY:
+            return self._send(request, body)
+        request.finish(error=self.failure)
+        return request
+
+    def _retry(self, error: KisfeedError, now: float) -> None:
+        if not self._greeted and not self._wait:
+            self._fail(error)
+            return
+        pause = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._failed_dials, 10))
+        self._failed_dials += 1
+        self._retry_at = now + pause * (0.5 + 0.5 * self._jitter())
+        self.phase = Phase.WAITING
+
+    def _fail(self, error: KisfeedError) -> None:
+        self.phase = Phase.FAILED
+        self.failure = error
+        self._outgoing.clear()
+        pending, self._requests = list(self._requests.values()), {}
+        for request in pending:
+            request.finish(error=error)
+        self._end_questions(error)
+
+    def _drop(self, why: str, now: float, error: KisfeedError | None = None) -> None:
+        """The connection is over; say so once, and what every topic must assume."""
+        was_ready = self.phase is Phase.READY
+        if was_ready and now - self._ready_at >= SETTLED_S:
+            self._failed_dials = 0
+        self._retry(error or NoDaemon(why), now)
+        self._outgoing.clear()
+        self._by_sid.clear()
+        for wanted in self._wanted.values():
+            if wanted.sid is not None:
+                if wanted.cut_sseq is None:
+                    wanted.cut_sseq = wanted.last_sseq
+                wanted.sid = None
+            wanted.stream, wanted.data = Stream.RECOVERING, Data.SUSPECT
+            wanted.code = Code.UPSTREAM_DOWN
+        pending, self._requests = list(self._requests.values()), {}
+        for request in pending:
+            if request.kind in {Type.CALL, Type.GET, Type.PING}:
+                request.finish(error=Disconnected(f"{why}, before it answered"))
+            else:
+                request.finish()
+        self._end_questions(NoDaemon(why))
+        if was_ready:
+            self.events.append(
+                events.Session(
+                    self._epoch,
+                    "RECONNECT_BACKOFF",
+                    int(Data.SUSPECT),
+                    str(Code.UPSTREAM_DOWN),
+                    self._heard_ts,
+                    why,
+                )
+            )
+
+    def _on_row(self, message: list[Any]) -> None:
+        if len(message) < 6:
+            raise BadFrame("a row of fewer than six elements")
+        kind, sid, sseq, flags, xts, rts = message[:6]
+        if not (
+            type(sid) is int
+            and type(sseq) is int
+            and type(flags) is int
+            and type(rts) is int
+            and (xts is None or type(xts) is int)
+        ):
+            raise BadFrame("a row's head is not made of integers")
+        if kind == _IMAGE and self._requests and self._answer_get(message):
+            return
+        wanted = self._by_sid.get(sid)
+        if wanted is None:
+            return
+        event = events.row_event(
+            wanted.schema, wanted.spec.topic, wanted.scale, kind, sid, sseq, flags, xts, rts,
+            message[6:], wanted.names,
+        )  # fmt: skip
+        if kind == _IMAGE and event.source is Source.POLL:
+            # A price that was asked for, no row of the stream: the account goes on from the last
+            # row, so that the Gap before the next one holds all that was traded in between.
+            self._heard_ts = max(self._heard_ts, rts)
+            self.events.append(event)
+            return
+        if wanted.cut_sseq is not None:
+            self._tell_gap(wanted, event)
+        if kind == _TICK and sseq > wanted.last_sseq:
+            wanted.conflated += sseq - wanted.last_sseq - 1
+            wanted.last_sseq = sseq
+        wanted.last_rts, wanted.last_xts = rts, xts
+        if type(event) is events.Trade and event.cum_qty is not None:
+            wanted.last_cum = event.cum_qty
+        self._heard_ts = max(self._heard_ts, rts)
+        self.events.append(event)
+
+    def _answer_get(self, message: list[Any]) -> bool:
+        for number, request in self._requests.items():
+            if request.sid == message[1]:
+                schema, scale, names = request.result
+                del self._requests[number]
+                kind, sid, sseq, flags, xts, rts, *row = message
+                request.finish(
+                    events.row_event(
+                        schema, request.topics[0], scale, kind, sid, sseq, flags, xts, rts,
+                        row, names,
+                    )
+                )  # fmt: skip
+                return True
+        return False
+
+    def _tell_gap(self, wanted: _Wanted, event: events.Row) -> None:
+        assert wanted.cut_sseq is not None
+        self.events.append(
+            events.Gap(
+                wanted.spec.topic,
+                event.sid,
+                wanted.cut_sseq,
+                event.sseq,
+                wanted.last_rts,
+                event.rts,
+                _missed(wanted, event),
+                str(Code.GAP_DETECTED),
+            )
+        )
+        wanted.cut_sseq = None
+
+    def _on_message(self, kind: int, message: list[Any], now: float) -> None:
+        if kind == Type.RES:
+            number, body = _elements(message, int, dict)
+            self._on_answer(number, body)
+        elif kind == Type.ERR:
+            number, code, fatal, text = _elements(message, (int, type(None)), str, bool, str)
+            detail = message[5] if len(message) > 5 and isinstance(message[5], dict) else None
+            refusal = ServerRefused(code, text, fatal=fatal, detail=detail)
+            self._on_error(number, refusal, now)
+        elif kind == Type.WELCOME:
+            number, body = _elements(message, int, dict)
+            self._on_welcome(number, body, now)
+        elif kind == Type.STATUS:
+            sid, stream, data, code, since_ts, text = _elements(
+                message, int, int, int, str, int, str
+            )
+            self._on_status(sid, stream, data, code, since_ts, text)
+        elif kind == Type.GAP:
+            gap = _elements(message, int, int, int, int, int, (int, type(None)), str)
+            wanted = self._by_sid.get(gap[0])
+            # A cut that is still open reaches to the same row: its Gap covers this one.
+            if wanted is not None and wanted.cut_sseq is None:
+                self.events.append(events.Gap(wanted.spec.topic, *gap))
+        elif kind == Type.LOST:
+            sid, from_sseq, to_sseq, n, code = _elements(message, int, int, int, int, str)
+            self._on_lost(sid, from_sseq, to_sseq, n, code)
+        elif kind == Type.HB:
+            now_ts, body = _elements(message, int, dict)
+            self._on_heartbeat(now_ts, body)
+        elif kind == Type.SESSION:
+            session = _elements(message, int, str, int, str, int, str)
+            self._epoch = session[0]
+            self.events.append(events.Session(*session))
+        elif kind == Type.GOAWAY:
+            code, deadline_ms, detail = _elements(message, str, int, dict)
+            self._leave_at = now + deadline_ms / 1000
+            self.events.append(events.Goaway(code, deadline_ms, detail))
+        elif kind == Type.NOTICE:
+            notice = _elements(message, int, (int, type(None)), int, str, dict)
+            self._on_notice(*notice)
+
+    def _on_welcome(self, number: int, body: dict[str, Any], now: float) -> None:
+        if self.phase is not Phase.GREETING:
+            raise BadFrame("a second WELCOME")
+        self._requests.pop(number, Request(Type.HELLO, now)).finish()
+        self.phase = Phase.READY
+        self.welcome = body
+        self._greeted = True
+        self._ready_at = now
+        self._epoch = _whole(body.get("epoch"))
+        instance = str(body.get("instance", ""))
+        session = body.get("session")
+        if isinstance(session, dict):
+            self.events.append(
+                events.Session(
+                    _whole(session.get("epoch")),
+                    str(session.get("state", "")),
+                    _whole(session.get("data")),
+                    str(session.get("code", "")),
+                    _whole(session.get("since_ts")),
+                    str(session.get("text", "")),
+                )
+            )
+        same = instance == self._instance
+        self._instance = instance
+        if self._wanted:
+            subs = [self._again(wanted, same=same) for wanted in self._wanted.values()]
+            self._send(Request(Type.SUB, now + REQUEST_S), {"subs": subs})
+
+    def _again(self, wanted: _Wanted, *, same: bool) -> dict[str, object]:
+        """The item of SUB that takes a topic up again."""
+        if wanted.schema != _NOTICE_SCHEMA:
+            return wanted.spec.to_map()
+        after = 0
+        if same and wanted.nseq is not None:
+            after = wanted.nseq
+        elif same:
+            return wanted.spec.to_map()
+        elif wanted.cut_sseq is not None:
+            # What another instance heard before it died, nobody can send again.
+            self.events.append(
+                events.Gap(
+                    wanted.spec.topic, 0, 0, 0, wanted.last_rts, None, None, str(Code.GAP_DETECTED)
+                )
+            )
+        wanted.cut_sseq = None
+        return attrs.evolve(wanted.spec, after=after).to_map()
+
+    def _on_answer(self, number: int, body: dict[str, Any]) -> None:
+        request = self._requests.pop(number, None)
+        if request is None:
+            return
+        self._learn_schemas(body)
+        if request.kind is Type.SUB:
+            self._on_subscribed(request, body)
+        elif request.kind is Type.GET:
+            self._on_get(number, request, body)
+        elif request.kind is Type.SET:
+            wanted = self._wanted.get(request.topics[0])
+            if wanted is not None and "sseq" in body:
+                wanted.last_sseq = _whole(body["sseq"])
+            request.finish(body)
+        elif request.kind is Type.CALL:
+            request.finish(body.get("result"))
+        else:
+            request.finish(body)
+
+    def _learn_schemas(self, body: dict[str, Any]) -> None:
+        schemas = body.get("schemas")
+        if isinstance(schemas, dict):
+            for schema, names in schemas.items():
+                if isinstance(names, list):
+                    self._schemas[schema] = tuple(str(name) for name in names)
+
+    def _on_get(self, number: int, request: Request, body: dict[str, Any]) -> None:
+        item = _item(body)
+        if item["sid"] is None or not body.get("image", item["sseq"]):
+            request.finish(None)
+            return
+        request.sid = item["sid"]
+        names = self._schemas.get(item["schema"], ())
+        request.result = (item["schema"], item["scale"], names)
+        self._requests[number] = request
+
+    def _on_subscribed(self, request: Request, body: dict[str, Any]) -> None:
+        refusal: ServerRefused | None = None
+        for item in _items(body):
+            topic, sid, code, text = item["topic"], item["sid"], item["code"], item["text"]
+            wanted = self._wanted.get(topic)
+            if wanted is None:
+                continue
+            if sid is None and topic in request.topics:
+                del self._wanted[topic]
+                refusal = refusal or ServerRefused(code, f"{topic}: {text or code}")
+                continue
+            wanted.stream, wanted.data, wanted.code = item["stream"], item["data"], code
+            if sid is not None:
+                self._by_sid[sid] = wanted
+                wanted.sid = sid
+                wanted.schema = item["schema"]
+                wanted.scale = item["scale"]
+                wanted.names = self._schemas.get(wanted.schema, ())
+                wanted.last_sseq = item["sseq"]
+            since = item["since_ts"] or self._heard_ts
+            self.events.append(
+                events.Status(topic, sid or 0, wanted.stream, wanted.data, code, since, text)
+            )
+        request.finish(error=refusal)
+
+    def _on_error(self, number: int | None, refusal: ServerRefused, now: float) -> None:
+        code, fatal = refusal.code, refusal.fatal
+        request = None if number is None else self._requests.pop(number, None)
+        if request is not None and request.kind is not Type.HELLO:
+            if request.kind is Type.SUB:
+                self._on_sub_refused(request, refusal)
+            request.finish(error=refusal)
+        if fatal and code in _HOPELESS:
+            self._fail(refusal)
+        elif fatal or (request is not None and request.kind is Type.HELLO):
+            self._drop(f"the daemon closed the connection ({refusal})", now, refusal)
+
+    def _on_sub_refused(self, request: Request, refusal: ServerRefused) -> None:
+        """SUB was refused as a whole: forget what was asked for, keep what is taken up again."""
+        for topic in request.topics:
+            wanted = self._wanted.get(topic)
+            if wanted is not None and wanted.sid is None:
+                del self._wanted[topic]
+        if not request.topics:
+            for topic, wanted in self._wanted.items():
+                if wanted.sid is None:
+                    wanted.stream, wanted.data = Stream.CLOSED, Data.SUSPECT
+                    wanted.code = refusal.code
+                    self.events.append(
+                        events.Status(
+                            topic, 0, wanted.stream, wanted.data, refusal.code,
+                            self._heard_ts, refusal.text,
+                        )
+                    )  # fmt: skip
+
+    def _on_status(
+        self, sid: int, stream: int, data: int, code: str, since_ts: int, text: str
+    ) -> None:
+        wanted = self._by_sid.get(sid)
+        if wanted is not None:
+            wanted.stream, wanted.data, wanted.code = stream, data, code
+            topic = wanted.spec.topic
+            self.events.append(events.Status(topic, sid, stream, data, code, since_ts, text))
+
+    def _on_lost(self, sid: int, from_sseq: int, to_sseq: int, n: int, code: str) -> None:
+        wanted = self._by_sid.get(sid)
+        if wanted is not None:
+            wanted.lost += n
+            # The range may hold ticks that the mode had passed over already.
+            wanted.conflated += max(to_sseq - wanted.last_sseq, 0) - n
+            wanted.last_sseq = max(wanted.last_sseq, to_sseq)
+            self.events.append(events.Lost(wanted.spec.topic, sid, from_sseq, to_sseq, n, code))
+
+    def _on_heartbeat(self, now_ts: int, body: dict[str, Any]) -> None:
+        self._heard_ts = max(self._heard_ts, now_ts)
+        up = body.get("up")
+        self.heartbeat = events.Heartbeat(
+            now_ts,
+            _whole(body.get("sent")),
+            _whole(body.get("dropped")),
+            _whole(body.get("conflated")),
+            _whole(body.get("q_bytes")),
+            _whole(body.get("q_age_ms")),
+            up if isinstance(up, dict) else {},
+        )
+        if self._heartbeats:
+            self.events.append(self.heartbeat)
+
+    def _on_notice(
+        self, nseq: int, xts: int | None, rts: int, kind: str, body: dict[str, Any]
+    ) -> None:
+        topic = str(body.get("topic", ""))
+        if not topic:
+            # With one notice topic there is no doubt whose it is.
+            mine = [t for t, w in self._wanted.items() if w.schema == _NOTICE_SCHEMA]
+            topic = mine[0] if len(mine) == 1 else ""
+        wanted = self._wanted.get(topic)
+        if wanted is not None:
+            wanted.nseq, wanted.last_rts, wanted.last_xts = nseq, rts, xts
+        fields = {name: value for name, value in body.items() if name != "topic"}
+        self.events.append(events.Notice(topic, nseq, xts, rts, kind, fields))
+
+
+def _missed(wanted: _Wanted, event: events.Row) -> int | None:
+    """Shares traded between the last row before a cut and *event*, none of them received.
+
+    A tick's own shares are received with it; an image repeats a trade, so its shares are missed.
+    """
+    if type(event) is not events.Trade:
+        return None
+    before, now_qty = wanted.last_cum, event.cum_qty
+    own = 0 if event.image else event.qty
+    if type(before) is not int or type(now_qty) is not int or type(own) is not int:
+        return None
+    if _day(wanted.last_xts) != _day(event.xts):
+        return None
+    missed = now_qty - before - own
+    return missed if missed >= 0 else None
+
+
+def _day(xts: int | None) -> int | None:
+    return None if xts is None else (xts + _KST_NS) // _NS_A_DAY
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _elements(message: list[Any], *kinds: type | tuple[type, ...]) -> list[Any]:
+    """The elements after the type, as many as are known here.
+
+    Raises:
+        BadFrame: there are fewer, or one has another type.
+    """
+    body = message[1 : len(kinds) + 1]
+    if len(body) < len(kinds):
+        raise BadFrame(f"message {message[0]} has fewer than {len(kinds)} elements")
+    for value, kind in zip(body, kinds, strict=True):
+        if not isinstance(value, kind):
+            raise BadFrame(f"message {message[0]} holds {type(value).__name__} in a wrong place")
+    return body
+
+
+_ITEM: Final[Mapping[str, tuple[Any, Any]]] = {
+    "topic": (str, ""),
+    "sid": ((int, type(None)), None),
+    "schema": (str, ""),
+    "scale": (int, 0),
+    "sseq": (int, 0),
+    "stream": (int, Stream.CLOSED),
+    "data": (int, Data.NONE),
+    "code": (str, Code.NONE),
+    "since_ts": (int, 0),
+    "text": (str, ""),
+}
+
+
+def _checked(item: object) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise BadFrame("an item of RES is not a map")
+    checked = {}
+    for key, (kind, default) in _ITEM.items():
+        value = item.get(key, default)
+        if value is None and key == "scale":
+            value = 0
+        if not isinstance(value, kind):
+            raise BadFrame(f"{key!r} of RES holds {type(value).__name__}")
+        checked[key] = value
+    return checked
+
+
+def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
+    items = body.get("items")
+    if not isinstance(items, list):
+        raise BadFrame("RES to SUB without items")
+    return [_checked(item) for item in items]
+
+
+def _item(body: dict[str, Any]) -> dict[str, Any]:
+    items = body.get("items")
+    return _checked(items[0] if isinstance(items, list) and items else body)

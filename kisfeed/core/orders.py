@@ -1,0 +1,844 @@
+"""Orders that cannot happen twice: what is asked, what was sent, what is known of it.
+
+The book decides and remembers; the shell writes its records down and makes the calls. Whatever a
+process does or does not live to see, one rule holds: an order whose intent is written may have
+been executed, and only KIS's answer or its list of the day says otherwise. It is never sent
+again; until its fate is known nothing like it is sent either.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from kisfeed.core.ordercheck import Ask, Checked, Situation, check, refusal
+from kisfeed.errors import OrderRefused
+from kisfeed.kfp.orders import DOUBTFUL, FINAL, Action, Evidence, Order, OrderState, Side
+from kisfeed.kis.orders import same_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kisfeed.config import Orders
+    from kisfeed.core.engine import Instant
+    from kisfeed.kis.orders import DayRow, OrderRules, Receipt
+
+Key = tuple[str, str, str]
+"""(client, day, id)."""
+
+_KST: Final = dt.timezone(dt.timedelta(hours=9))
+_EARLIER_NS: Final = 3 * 10**9  # how far KIS's clock may be behind ours
+_LATER_NS: Final = 60 * 10**9  # ORD_TMD this long after the last moment to send is still ours
+_POLLS_S: Final = (1.0, 2.0, 3.0)  # after an order came into doubt; the last one repeats
+_SLOW_POLL_S: Final = 60.0  # what a person has to decide is looked at this often
+_CANCELLED_NS: Final = 10 * 10**9  # the list may show an order as open this long after its end
+_MAX_PREVIEWS: Final = 1_000
+_MAX_ID: Final = 64
+_NOT_COUNTED: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT, OrderState.PREVIEWED})
+_WAITING: Final = frozenset({OrderState.QUEUED, OrderState.SENDING})
+
+
+def day_of(wall_ns: int) -> str:
+    """The date in Seoul, YYYYMMDD."""
+    return f"{date_of(wall_ns):%Y%m%d}"
+
+
+def date_of(wall_ns: int) -> dt.date:
+    """The date in Seoul."""
+    return dt.datetime.fromtimestamp(wall_ns // 10**9, _KST).date()
+
+
+@attrs.frozen
+class Hint:
+    """What a notice told of a number. The socket it came by is open to anybody: it proves nothing.
+
+    Attributes:
+        original: the number it changes; empty on others.
+        filled: shares in its fills so far.
+    """
+
+    number: str
+    original: str
+    symbol: str
+    side: str
+    filled: int
+    ended: bool
+
+
+@attrs.define(eq=False)
+class _Preview:
+    order: Order
+    until: float
+
+
+class Book:
+    """Every order of one account, by (client, day, id).
+
+    Methods that change orders note them for :meth:`take_changed`, and those whose change must
+    outlive the process for :meth:`take_records`. The shell appends the record of :meth:`intend`
+    durably before a byte is sent, and all others as soon as it can.
+
+    Args:
+        rules: what KIS takes.
+        caps: what the user allows.
+        ttl_s: how long an order may wait unless its caller says.
+    """
+
+    def __init__(self, rules: OrderRules, caps: Orders, ttl_s: float) -> None:
+        self._rules = rules
+        self._caps = caps
+        self._ttl_s = ttl_s
+        self.orders: dict[Key, Order] = {}
+        self._previews: dict[Key, _Preview] = {}
+        self._queue: list[tuple[int, int, int, Key]] = []
+        self._deadlines: dict[Key, float] = {}
+        self._numbers = 0
+        self._owners: dict[tuple[str, str], Key] = {}  # (day, number) -> order
+        self._rows: dict[str, dict[str, DayRow]] = {}
+        self._first_seen: dict[tuple[str, str], int] = {}
+        self._hints: dict[tuple[str, str], Hint] = {}
+        self._heard: dict[tuple[str, str], int] = {}
+        self._doubted_at: dict[Key, float] = {}
+        self._reads: dict[Key, int] = {}
+        self._due: dict[Key, float] = {}
+        self._changed: dict[Key, None] = {}
+        self._records: list[dict[str, Any]] = []
+
+    # What the shell takes away.
+
+    def take_changed(self) -> list[Order]:
+        """Orders that changed since the last call."""
+        changed, self._changed = [self.orders[key] for key in self._changed], {}
+        return changed
+
+    def take_records(self) -> list[dict[str, Any]]:
+        """Records to append to the journal, in order."""
+        records, self._records = self._records, []
+        return records
+
+    # Asking.
+
+    def known(self, ask: Ask, at: Instant) -> Order | None:
+        """The order that already has this id today, if it is the same one.
+
+        Raises:
+            OrderRefused: the id belongs to another order (``id_used``).
+        """
+        order = self.orders.get(_key(ask, at))
+        if order is not None and not _same(ask, order):
+            raise refusal("id_used", f"{ask.id!r} is another order already", order.to_map())
+        return order
+
+    def preview(self, ask: Ask, at: Instant, now: Situation) -> Order:
+        """Check *ask* and remember that it was checked; nothing is written or sent.
+
+        Returns:
+            The order as it would be placed, or as it is if this id was placed today.
+
+        Raises:
+            OrderRefused: why it would be refused.
+        """
+        order = self.known(ask, at)
+        if order is not None:
+            return order
+        checked, wanted = self._check(ask, at, now)
+        order = attrs.evolve(wanted, warnings=checked.warnings, value=checked.value)
+        for key in [k for k, p in self._previews.items() if p.until <= at.now]:
+            del self._previews[key]
+        if len(self._previews) >= _MAX_PREVIEWS:
+            raise refusal("queue_full", f"{_MAX_PREVIEWS} previews wait to be placed")
+        self._previews[order.key] = _Preview(order, at.now + self._caps.preview_s)
+        return order
+
+    def place(self, ask: Ask, at: Instant, now: Situation) -> Order:
+        """Queue *ask*; the same id on the same day is the same order, and is never sent twice.
+
+        Raises:
+            OrderRefused: it was not previewed, or does not pass now.
+        """
+        order = self.known(ask, at)
+        if order is not None:
+            return order
+        key = _key(ask, at)
+        preview = self._previews.get(key)
+        if ask.action is Action.NEW and (
+            preview is None or preview.until <= at.now or not _same(ask, preview.order)
+        ):
+            raise refusal("preview", f"{ask.id!r} must be previewed first, as it is")
+        checked, order = self._check(ask, at, now)
+        if ask.action is not Action.CANCEL and not now.open and not ask.allow_closed:
+            raise refusal("closed", f"{ask.exchange} is closed (allow_closed places it anyway)")
+        urgent = 0 if ask.action is Action.CANCEL else 1
+        waiting = sum(1 for other in self._queue if other[0] == urgent)
+        if waiting >= self._caps.queue:
+            raise refusal("queue_full", f"{self._caps.queue} orders wait already (orders.queue)")
+        self._previews.pop(key, None)
+        self._numbers += 1
+        heapq.heappush(self._queue, (urgent, -ask.priority, self._numbers, key))
+        self._deadlines[key] = at.now + (self._ttl_s if ask.ttl_s is None else ask.ttl_s)
+        queued = attrs.evolve(
+            order, state=OrderState.QUEUED, warnings=checked.warnings, value=checked.value
+        )
+        self._put(queued, at)
+        return self.orders[key]
+
+    def cancel_id(self, client: str, target: Order, at: Instant) -> str:
+        """An id for a cancellation whose caller gave none.
+
+        The last one is asked for again while it stands; a new one follows one that came to
+        nothing or to doubt, for to cancel twice does no harm.
+        """
+        day = day_of(at.wall_ns)
+        n = 1
+        while True:
+            name = f"{target.id}.cancel{n if n > 1 else ''}"
+            order = self.orders.get((client, day, name))
+            if order is None or order.state in _WAITING:
+                return name
+            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
+            if order.state is OrderState.ACCEPTED and (fresh or target.open_qty == 0):
+                return name
+            n += 1
+
+    def _check(self, ask: Ask, at: Instant, now: Situation) -> tuple[Checked, Order]:
+        if not ask.id or len(ask.id) > _MAX_ID or not ask.id.isprintable():
+            raise refusal("id", f"an id is 1 to {_MAX_ID} printable characters")
+        if ask.action is Action.CANCEL:
+            target = self._target(ask)
+            ask = attrs.evolve(ask, type=target.type)
+            if not 0 <= ask.qty <= target.qty:
+                raise refusal("qty", f"{ask.qty}: the order has {target.qty} shares")
+            return Checked(0, ()), _order(ask, at, target)
+        if now.halted:
+            raise refusal("halted", "ordering is halted; only cancellations go out")
+        found = None
+        if ask.action is Action.AMEND:
+            found = self._target(ask)
+            left = found.qty if found.open_qty is None else found.open_qty
+            if not left:
+                raise refusal("target", f"nothing of {ask.target!r} is open any more")
+            ask = attrs.evolve(
+                ask,
+                symbol=found.symbol,
+                side=found.side,
+                exchange=found.exchange,
+                type=ask.type or found.type,
+                qty=left,
+            )
+        checked = check(ask, self._rules, self._caps, now)
+        self._check_day(checked.value, at)
+        self._check_frozen(ask.symbol, ask.side)
+        return checked, _order(ask, at, found)
+
+    def _target(self, ask: Ask) -> Order:
+        target = self.find(ask.target, ask.client)
+        if target.action is not Action.NEW:
+            raise refusal("target", f"{ask.target!r} is itself a change of an order")
+        if not target.live_number:
+            raise refusal("target", f"{ask.target!r} has no order number ({target.state})")
+        return target
+
+    def _check_day(self, value: int, at: Instant) -> None:
+        today = day_of(at.wall_ns)
+        counted = [
+            order
+            for order in self.orders.values()
+            if order.day == today
+            and order.action is not Action.CANCEL
+            and order.state not in _NOT_COUNTED
+        ]
+        if len(counted) >= self._caps.max_day_orders:
+            text = f"{len(counted)} orders today; orders.max_day_orders is the limit"
+            raise refusal("day_orders_cap", text)
+        spent = sum(order.value for order in counted)
+        if spent + value > self._caps.max_day_value:
+            text = f"{spent + value:,} won today; orders.max_day_value is the limit"
+            raise refusal("day_value_cap", text)
+
+    def _check_frozen(self, symbol: str, side: Side) -> None:
+        doubtful = self.doubtful()
+        for order in doubtful:
+            if order.symbol == symbol and order.side is side:
+                raise refusal(
+                    "frozen",
+                    f"{order.id!r} ({symbol}, {side}) may have been executed; until that is"
+                    " settled nothing like it goes out",
+                    order.to_map(),
+                )
+        if side is Side.BUY and len(doubtful) >= self._caps.max_unknown:
+            ids = ", ".join(repr(order.id) for order in doubtful)
+            raise refusal("frozen", f"{len(doubtful)} orders are in doubt ({ids}): no new buys")
+
+    def doubtful(self) -> list[Order]:
+        """New orders and amendments of which nobody knows whether KIS executed them."""
+        return [
+            order
+            for order in self.orders.values()
+            if order.state in DOUBTFUL and order.action is not Action.CANCEL
+        ]
+
+    def find(self, name: str, client: str, *, day: str | None = None) -> Order:
+        """The order of this id: the client's own newest, else the only one that has it.
+
+        Raises:
+            OrderRefused: there is none, or several programs have one (``target``).
+        """
+        same = [o for o in self.orders.values() if o.id == name and day in {None, o.day}]
+        if not same:
+            raise refusal("target", f"there is no order {name!r}")
+        newest = max(order.day for order in same)
+        same = [order for order in same if order.day == newest]
+        own = [order for order in same if order.client == client]
+        if not own and len(same) > 1:
+            who = ", ".join(sorted(repr(order.client) for order in same))
+            raise refusal("target", f"several programs have an order {name!r}: {who}")
+        return (own or same)[0]
+
+    # The queue.
+
+    def next_deadline(self) -> float:
+        """When the next waiting order expires; infinity for none."""
+        waiting = (self._deadlines[key] for *_, key in self._queue)
+        return min(waiting, default=float("inf"))
+
+    def expire(self, at: Instant) -> None:
+        """Let go of the orders whose time is up before their turn came."""
+        late = [entry for entry in self._queue if self._deadlines[entry[3]] <= at.now]
+        if not late:
+            return
+        self._queue = [entry for entry in self._queue if entry not in late]
+        heapq.heapify(self._queue)
+        for *_, key in late:
+            self._end(key, OrderState.EXPIRED, "expired", "its time was up before its turn", at)
+
+    def deadline(self, order: Order) -> float:
+        """Until when *order* may begin to be sent, on the scheduler's clock."""
+        return self._deadlines[order.key]
+
+    def take(self, at: Instant, *, halted: bool) -> Order | None:
+        """The order whose turn it is; those that may not go out any more end here."""
+        self.expire(at)
+        while self._queue:
+            *_, key = heapq.heappop(self._queue)
+            order = self.orders[key]
+            if order.action is not Action.CANCEL:
+                if halted:
+                    self._end(key, OrderState.NOT_SENT, "halted", "ordering is halted", at)
+                    continue
+                try:
+                    self._check_frozen(order.symbol, order.side)
+                except OrderRefused as exc:
+                    self._end(key, OrderState.NOT_SENT, exc.reason, str(exc), at)
+                    continue
+            return order
+        return None
+
+    # What became of it.
+
+    def intend(self, order: Order, at: Instant) -> dict[str, Any]:
+        """The record to make durable before a byte of *order* leaves; see :meth:`intended`."""
+        original = ""
+        if order.target:
+            original = self.find(order.target, order.client).live_number
+        return _record(
+            attrs.evolve(
+                order,
+                state=OrderState.SENDING,
+                original_no=original,
+                sent_ts=at.wall_ns,
+                updated_ts=at.wall_ns,
+            )
+        )
+
+    def intended(self, record: Mapping[str, Any]) -> Order:
+        """The intent is on disk."""
+        order = Order.from_map(record["order"])
+        self.orders[order.key] = order
+        self._changed[order.key] = None
+        return order
+
+    def accepted(self, key: Key, receipt: Receipt, at: Instant) -> None:
+        """KIS took it."""
+        self._accept(key, receipt.number, receipt.branch, receipt.time, Evidence.ANSWER, at)
+
+    def refused(self, key: Key, code: str, text: str, at: Instant) -> None:
+        """KIS answered that it did nothing."""
+        self._end(key, OrderState.REJECTED, code, text, at, Evidence.ANSWER)
+
+    def not_sent(self, key: Key, reason: str, text: str, at: Instant) -> None:
+        """Provably nothing left; *reason* ``expired`` means that its time was up."""
+        state = OrderState.EXPIRED if reason == "expired" else OrderState.NOT_SENT
+        self._end(key, state, reason, text, at)
+
+    def doubt(self, key: Key, text: str, at: Instant) -> None:
+        """It may have been executed."""
+        self._end(key, OrderState.UNKNOWN, "unknown", text, at)
+        self._doubted_at[key] = at.now
+        self._due[key] = at.now + _POLLS_S[0]
+
+    def resolve(self, key: Key, *, number: str | None, reason: str, at: Instant) -> Order:
+        """A person settles an order in doubt.
+
+        Args:
+            key: which.
+            number: KIS's number for it; None: it was not executed.
+            reason: why, for the journal.
+            at: this moment.
+
+        Raises:
+            OrderRefused: the order is not in doubt, or the number belongs to another one.
+        """
+        order = self.orders[key]
+        if order.state not in DOUBTFUL:
+            raise refusal("target", f"{order.id!r} is not in doubt: it is {order.state}")
+        if number is None:
+            self._end(key, OrderState.NOT_EXECUTED, "human", reason, at, Evidence.HUMAN)
+            return self.orders[key]
+        number = same_number(number)
+        row = self._rows.get(order.day, {}).get(number)
+        owner = self._owners.get((order.day, number))
+        if not number.isdecimal() or owner is not None:
+            raise refusal(
+                "target",
+                f"number {number!r} belongs to {owner[2]!r}"
+                if owner
+                else f"{number!r} is no order number",
+            )
+        if row is not None and (row.symbol, row.side) != (order.symbol, order.side):
+            raise refusal("target", f"number {number} is another order: {row.side} {row.symbol}")
+        branch, time = (row.branch, row.time) if row is not None else ("", "")
+        self._accept(key, number, branch, time, Evidence.HUMAN, at, text=reason)
+        self._confirm_all(at)
+        return self.orders[key]
+
+    # The day's list and the notices.
+
+    def days(self, at: Instant) -> list[str]:
+        """The days whose lists matter: today, and those of orders in doubt."""
+        doubtful = (o.day for o in self.orders.values() if o.state in DOUBTFUL)
+        return list(dict.fromkeys([day_of(at.wall_ns), *sorted(doubtful)]))
+
+    def next_read(self) -> float:
+        """When the list should be read next for an order's sake; infinity for never."""
+        return min(self._due.values(), default=float("inf"))
+
+    def notice(self, hint: Hint, at: Instant) -> Key | None:
+        """A notice spoke of a number: read the list soon. Nothing else follows from it.
+
+        Returns:
+            Whose number it is; None where that is not known.
+        """
+        day = day_of(at.wall_ns)
+        before = self._hints.get((day, hint.number))
+        if before is not None:
+            hint = attrs.evolve(
+                hint, filled=hint.filled + before.filled, ended=hint.ended or before.ended
+            )
+        self._hints[day, hint.number] = hint
+        self._heard.setdefault((day, hint.number), at.wall_ns)
+        key = self._owners.get((day, hint.number))
+        if key is None and hint.original:
+            key = self._owners.get((day, hint.original))
+        for one in self._concerned(key, hint):
+            self._due[one] = min(self._due.get(one, float("inf")), at.now + _POLLS_S[0])
+            self._reads.pop(one, None)
+        return key
+
+    def _concerned(self, key: Key | None, hint: Hint) -> list[Key]:
+        if key is not None:
+            return [key]
+        return [
+            o.key
+            for o in self.orders.values()
+            if o.state in DOUBTFUL and (o.symbol, o.side) == (hint.symbol, hint.side)
+        ]
+
+    def rows(self, day: str, rows: Sequence[DayRow], at: Instant) -> None:
+        """Take the whole list of *day*, read after *at*.
+
+        Args:
+            day: YYYYMMDD.
+            rows: all pages.
+            at: when the reading began.
+        """
+        known = self._rows.setdefault(day, {})
+        for row in rows:
+            known[row.number] = row
+            self._first_seen.setdefault((day, row.number), at.wall_ns)
+        for order in list(self.orders.values()):
+            if order.day == day and order.state in DOUBTFUL:
+                self._settle(order, at)
+        self._confirm_all(at)
+        for key in [k for k in self._due if self._due[k] <= at.now and k[1] == day]:
+            self._schedule(key, at)
+
+    def row(self, day: str, number: str) -> DayRow | None:
+        """What the day's list last said of *number*."""
+        return self._rows.get(day, {}).get(number)
+
+    def owner(self, day: str, number: str) -> Order | None:
+        """Whose number it is."""
+        key = self._owners.get((day, number))
+        return None if key is None else self.orders[key]
+
+    def _schedule(self, key: Key, at: Instant) -> None:
+        order = self.orders[key]
+        if order.state not in DOUBTFUL and not self._behind(order):
+            del self._due[key]
+            self._reads.pop(key, None)
+            return
+        done = self._reads[key] = self._reads.get(key, 0) + 1
+        pause = _POLLS_S[min(done, len(_POLLS_S) - 1)]
+        if order.state is OrderState.HUMAN or done * _POLLS_S[-1] > self._caps.human_after_s:
+            pause = _SLOW_POLL_S
+        self._due[key] = at.now + pause
+
+    def _behind(self, order: Order) -> bool:
+        """A notice told more of an accepted order than the list has shown yet."""
+        for number in order.numbers:
+            hint, row = self._hints.get((order.day, number)), self.row(order.day, number)
+            if row is None:
+                return True
+            if hint is not None and (hint.filled > row.filled or (hint.ended and row.open)):
+                return True
+        return False
+
+    def _settle(self, order: Order, at: Instant) -> None:
+        """Find *order* in the list: one row that fits is it, two are a person's to tell apart."""
+        fitting = [row for row in self._rows[order.day].values() if self._fits(order, row)]
+        candidates = tuple(row.number for row in fitting)
+        if candidates != order.candidates:
+            order = attrs.evolve(order, candidates=candidates)
+            self._put(order, at)
+        age = at.now - self._doubted_at.get(order.key, at.now)
+        if order.action is Action.CANCEL and not fitting:
+            self._settle_cancel(order, at, age)
+            return
+        if len(fitting) > 1:
+            self._hand_over(order, f"{len(fitting)} orders in the day's list may be this one", at)
+            return
+        if fitting and order.state is OrderState.UNKNOWN and not self._announced(order):
+            row = fitting[0]
+            seen_s = (at.wall_ns - self._first_seen[order.day, row.number]) / 1e9
+            # The list shows today's orders late: another candidate may still be on its way.
+            if min(age, seen_s) < self._caps.settle_s:
+                return
+            if self._foreign(row):
+                self._hand_over(order, f"{row.number} may be it, but came by another way", at)
+            else:
+                receipt = (row.number, row.branch, row.time)
+                self._accept(order.key, *receipt, Evidence.LIST, at)
+            return
+        if age >= self._caps.human_after_s:
+            self._hand_over(order, "the day's list does not settle it", at)
+
+    def _foreign(self, row: DayRow) -> bool:
+        """Entered otherwise than every order that is known to be ours: perhaps by a person."""
+        ours = {
+            known.channel
+            for order in self.orders.values()
+            if order.evidence is Evidence.ANSWER and order.order_no
+            for known in [self.row(order.day, order.order_no)]
+            if known is not None
+        }
+        return bool(row.channel) and bool(ours) and row.channel not in ours
+
+    def _announced(self, order: Order) -> bool:
+        """A notice told of a number that would fit and is not in the list yet."""
+        rows = self._rows[order.day]
+        return any(
+            day == order.day
+            and number not in rows
+            and (day, number) not in self._owners
+            and (hint.symbol, hint.side) == (order.symbol, order.side)
+            and hint.original == order.original_no
+            and self._heard[day, number] >= order.sent_ts
+            for (day, number), hint in self._hints.items()
+        )
+
+    def _settle_cancel(self, order: Order, at: Instant, age: float) -> None:
+        row = self.row(order.day, order.original_no)
+        if row is not None and not row.open:
+            text = "nothing of the order is open any more"
+            self._end(order.key, OrderState.ACCEPTED, "", text, at, Evidence.LIST)
+        elif age >= self._caps.human_after_s:
+            self._hand_over(order, "the order is still open: cancel it again", at)
+
+    def _hand_over(self, order: Order, why: str, at: Instant) -> None:
+        if order.state is not OrderState.HUMAN:
+            self._put(attrs.evolve(order, state=OrderState.HUMAN, text=why), at, write=True)
+
+    def _fits(self, order: Order, row: DayRow) -> bool:
+        """Whether *row* can be *order*; when in doubt it can."""
+        if (row.symbol, row.side) != (order.symbol, order.side):
+            return False
+        if row.original != order.original_no or self._taken(order, row.number):
+            return False
+        order_type = self._rules.types[order.type]
+        if order.action is not Action.CANCEL:
+            if order.action is Action.NEW and row.qty != order.qty:
+                return False
+            if order_type.priced and row.price != order.price:
+                return False
+            if row.type_code and row.type_code != order_type.code:
+                return False
+        if self._first_seen[order.day, row.number] < order.sent_ts:
+            return False
+        taken = _moment(order.day, row.time)
+        if taken is None:
+            return True
+        last = order.sent_ts + int(self._ttl_s * 1e9) + _LATER_NS
+        return order.sent_ts - _EARLIER_NS <= taken <= last
+
+    def _taken(self, order: Order, number: str) -> bool:
+        """Whether *number* is known to be another order than *order*."""
+        owner = self._owners.get((order.day, number))
+        if owner is None:
+            return False
+        target = self._owners.get((order.day, order.original_no))
+        if order.action is not Action.AMEND or owner != target:
+            return True
+        # The order that is amended was followed to this number; who amended it is the question.
+        return any(o.order_no == number and o.day == order.day for o in self.orders.values())
+
+    def _confirm_all(self, at: Instant) -> None:
+        for order in list(self.orders.values()):
+            if order.numbers and order.action is Action.NEW and order.day in self._rows:
+                self._confirm(order, at)
+
+    def _confirm(self, order: Order, at: Instant) -> None:
+        """Take over what the list says of an order with a number."""
+        known = self._rows[order.day]
+        numbers = list(order.numbers)
+        # An amendment made elsewhere continues the order under a number that we never gave out.
+        follow = True
+        while follow:
+            follow = False
+            for row in known.values():
+                alive = row.original == numbers[-1] and (row.open or row.filled)
+                if alive and row.number not in numbers:
+                    numbers.append(row.number)
+                    follow = True
+                    break
+        chain = [known[number] for number in numbers if number in known]
+        if not chain:
+            return
+        filled = sum(row.filled for row in chain)
+        last = chain[-1]
+        found = attrs.evolve(
+            order,
+            numbers=tuple(numbers),
+            filled_qty=filled,
+            open_qty=last.open,
+            cancelled_qty=sum(row.cancelled for row in chain),
+            rejected_qty=last.rejected,
+            avg_price=_average(chain),
+            branch=order.branch or chain[0].branch,
+            order_time=order.order_time or chain[0].time,
+        )
+        if last.rejected and not filled and not last.open and order.state is OrderState.ACCEPTED:
+            found = attrs.evolve(
+                found,
+                state=OrderState.REJECTED,
+                evidence=Evidence.LIST,
+                code="exchange",
+                text="the exchange refused it",
+            )
+        if found != order:
+            lasting = (found.state, found.numbers) != (order.state, order.numbers)
+            for number in numbers:
+                self._owners.setdefault((order.day, number), order.key)
+            self._put(found, at, write=lasting)
+
+    # The journal.
+
+    def replay(self, records: Iterable[Mapping[str, Any]], at: Instant) -> None:
+        """Take up what earlier processes wrote; what they were about to send is in doubt.
+
+        Any prefix of what they wrote can be replayed, and any of it twice.
+
+        Raises:
+            ValueError, KeyError, TypeError: a record of another program.
+        """
+        for record in records:
+            if "order" in record:
+                order = Order.from_map(record["order"])
+                self.orders[order.key] = order
+        for order in self.orders.values():
+            if order.order_no:
+                self._owners.setdefault((order.day, order.order_no), order.key)
+        for order in list(self.orders.values()):
+            for number in order.numbers:
+                self._owners[order.day, number] = order.key
+            if order.state is OrderState.SENDING:
+                self._end(order.key, OrderState.UNKNOWN, "unknown", "the process ended", at)
+            if self.orders[order.key].state in DOUBTFUL:
+                self._doubted_at[order.key] = at.now
+                self._due[order.key] = at.now
+
+    def forget(self, at: Instant) -> None:
+        """Drop from memory what neither today nor a doubt needs."""
+        today = day_of(at.wall_ns)
+        for key in [k for k, o in self.orders.items() if o.day < today]:
+            order = self.orders[key]
+            if order.state in DOUBTFUL or order.state in _WAITING or key in self._changed:
+                continue
+            del self.orders[key]
+            for memory in (self._deadlines, self._due, self._reads, self._doubted_at):
+                memory.pop(key, None)
+        days = {order.day for order in self.orders.values()} | {today}
+        self._rows = {day: rows for day, rows in self._rows.items() if day in days}
+        self._first_seen = {k: v for k, v in self._first_seen.items() if k[0] in days}
+        self._hints = {k: v for k, v in self._hints.items() if k[0] in days}
+        self._heard = {k: v for k, v in self._heard.items() if k[0] in days}
+        self._owners = {k: v for k, v in self._owners.items() if v in self.orders}
+
+    # Small parts.
+
+    def _accept(
+        self,
+        key: Key,
+        number: str,
+        branch: str,
+        time: str,
+        evidence: Evidence,
+        at: Instant,
+        *,
+        text: str = "",
+    ) -> None:
+        order = self.orders[key]
+        numbers = (*order.numbers, number) if order.action is Action.NEW else ()
+        self._owners[order.day, number] = key
+        self._put(
+            attrs.evolve(
+                order,
+                state=OrderState.ACCEPTED,
+                order_no=number,
+                branch=branch,
+                order_time=time,
+                numbers=numbers,
+                evidence=evidence,
+                candidates=(),
+                code="",
+                text=text,
+            ),
+            at,
+            write=True,
+        )
+        if order.action is Action.AMEND:
+            target = self._amended(order)
+            if target is not None:
+                self._owners[target.day, number] = target.key
+                known = [n for n in target.numbers if n != number]
+                follow = attrs.evolve(target, numbers=(*known, number), open_qty=None)
+                self._put(follow, at, write=True)
+                self._due[target.key] = at.now + _POLLS_S[0]
+        if order.action is Action.CANCEL:
+            target = self._amended(order)
+            if target is not None:
+                self._due[target.key] = at.now + _POLLS_S[0]
+        if order.action is Action.NEW:
+            self._due[key] = at.now + _POLLS_S[0]
+
+    def _amended(self, order: Order) -> Order | None:
+        key = self._owners.get((order.day, order.original_no))
+        target = None if key is None else self.orders[key]
+        return target if target is not None and target.action is Action.NEW else None
+
+    def _end(
+        self,
+        key: Key,
+        state: OrderState,
+        code: str,
+        text: str,
+        at: Instant,
+        evidence: Evidence = Evidence.NONE,
+    ) -> None:
+        order = self.orders[key]
+        # What was never written down needs no end there: after a restart it never was.
+        written = order.sent_ts > 0
+        ended = attrs.evolve(
+            order, state=state, code=code, text=text, evidence=evidence, candidates=()
+        )
+        self._put(ended, at, write=written)
+
+    def _put(
+        self,
+        order: Order,
+        at: Instant,
+        *,
+        write: bool = False,
+    ) -> None:
+        order = attrs.evolve(order, updated_ts=at.wall_ns)
+        self.orders[order.key] = order
+        self._changed[order.key] = None
+        if write:
+            self._records.append(_record(order))
+        if order.state in FINAL:
+            self._deadlines.pop(order.key, None)
+
+
+def _record(order: Order) -> dict[str, Any]:
+    return {"order": order.to_map()}
+
+
+def _key(ask: Ask, at: Instant) -> Key:
+    return (ask.client, day_of(at.wall_ns), ask.id)
+
+
+def _order(ask: Ask, at: Instant, target: Order | None) -> Order:
+    order = Order(
+        client=ask.client,
+        id=ask.id,
+        day=day_of(at.wall_ns),
+        action=ask.action,
+        symbol=ask.symbol,
+        side=ask.side,
+        qty=ask.qty,
+        price=ask.price,
+        type=ask.type,
+        exchange=ask.exchange,
+        target=ask.target,
+        stop_price=ask.stop_price,
+        created_ts=at.wall_ns,
+    )
+    if target is None:
+        return order
+    return attrs.evolve(order, symbol=target.symbol, side=target.side, exchange=target.exchange)
+
+
+def _same(ask: Ask, order: Order) -> bool:
+    """Whether *ask* is *order* again."""
+    if ask.action is not order.action or ask.target != order.target:
+        return False
+    if ask.action is Action.CANCEL:
+        return ask.qty == order.qty
+    if (ask.price, ask.stop_price) != (order.price, order.stop_price):
+        return False
+    if ask.action is Action.AMEND:
+        return ask.type in {"", order.type}
+    asked = (ask.symbol, ask.side, ask.qty, ask.type, ask.exchange)
+    return asked == (order.symbol, order.side, order.qty, order.type, order.exchange)
+
+
+def _moment(day: str, time: str) -> int | None:
+    """HHMMSS in Seoul on *day* as nanoseconds since 1970 UTC; None where it is no time."""
+    try:
+        moment = dt.datetime.strptime(day + time, "%Y%m%d%H%M%S").replace(tzinfo=_KST)
+    except ValueError:
+        return None
+    return int(moment.timestamp()) * 10**9
+
+
+def _average(chain: Sequence[DayRow]) -> str:
+    fills = [row for row in chain if row.filled and row.avg_price]
+    if len(fills) == 1:
+        return fills[0].avg_price
+    if not fills:
+        return ""
+    cost = sum(Decimal(row.avg_price) * row.filled for row in fills)
+    return str(round(cost / sum(row.filled for row in fills), 2))

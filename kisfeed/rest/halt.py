@@ -1,0 +1,148 @@
+"""The kill switch: a file that stops all ordering, also of a daemon that cannot be reached.
+
+Whoever halts writes the file and then waits until nobody holds the sending lock; whoever sends
+takes that lock before the first byte and looks for the file under it. So once :func:`quiet` is
+true after the file was written, no order leaves any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kisfeed.errors import StateError
+from kisfeed.seams import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@attrs.frozen
+class Halt:
+    """Why ordering is halted, and since when (nanoseconds since 1970 UTC; 0: not known)."""
+
+    reason: str
+    since_ts: int
+
+    def to_map(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"reason": self.reason, "since_ts": self.since_ts}
+
+
+@attrs.define(eq=False)
+class HaltSwitch:
+    """The halt file and the sending lock of one appkey.
+
+    Args:
+        folder: the state folder.
+        name: the appkey's name there.
+    """
+
+    _folder: Path
+    _name: str
+    _held: int | None = attrs.field(default=None, init=False)
+
+    @property
+    def path(self) -> Path:
+        """The halt file; ordering is halted while it exists."""
+        return self._folder / f"{self._name}.halt"
+
+    @property
+    def journal(self) -> Path:
+        """The order journal of the same appkey."""
+        return self._folder / f"{self._name}.orders"
+
+    def halted(self) -> Halt | None:
+        """Who halted, if anybody did. A file that cannot be read halts as well."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            return Halt(f"{self.path}: {exc.strerror}", 0)
+        try:
+            found = json.loads(content)
+            return Halt(str(found["reason"]), int(found["since_ts"]))
+        except (ValueError, KeyError, TypeError):
+            return Halt("", 0)  # somebody made the file by hand: it means the same
+
+    def halt(self, reason: str, wall_ns: int) -> Halt:
+        """Write the file; the first reason stands. Wait for :meth:`quiet` before relying on it.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        standing = self.halted()
+        if standing is not None:
+            return standing
+        found = Halt(reason, wall_ns)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self.path, json.dumps(found.to_map(), ensure_ascii=False).encode())
+        except OSError as exc:
+            raise StateError(f"{self.path}: {exc.strerror}") from exc
+        return found
+
+    def resume(self) -> None:
+        """Remove the file.
+
+        Raises:
+            StateError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StateError(f"{self.path}: {exc.strerror}") from exc
+
+    def quiet(self) -> bool:
+        """Nobody is sending an order at this moment.
+
+        Raises:
+            StateError: the lock's file cannot be used.
+        """
+        fd = self._open()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)  # which gives the lock back
+        return True
+
+    def begin_sending(self) -> bool:
+        """Take the sending lock if ordering is not halted; False: nothing may be sent.
+
+        Where the lock cannot be used nothing may be sent either: who halts could not tell.
+        """
+        assert self._held is None, "one order at a time"
+        try:
+            fd = self._open()
+        except StateError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)  # somebody is halting just now
+            return False
+        if self.halted() is not None:
+            os.close(fd)
+            return False
+        self._held = fd
+        return True
+
+    def end_sending(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _open(self) -> int:
+        path = self._folder / f"{self._name}.sending"
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise StateError(f"{path}: {exc.strerror}") from exc

@@ -1,0 +1,43 @@
+"""A few whole runs; ``kisfeed chaos`` plays thousands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kisfeed.chaos import schedule
+from kisfeed.chaos.invariants import INVARIANTS, measure
+from kisfeed.chaos.run import play
+
+REGRESSIONS: Final = sorted((Path(__file__).parent / "regressions").glob("*.json"))
+
+
+def faults_of(case: schedule.Case) -> list[str]:
+    found = measure(play(case))
+    return [f"{name}: {fault}" for name, finding in found.items() for fault in finding.faults]
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
+def test_what_once_went_wrong_goes_right(path: Path) -> None:
+    case, said = schedule.read_replay(path)
+    assert said["was_wrong"], "each file says in one line what was wrong"
+    assert faults_of(case) == []
+
+
+def test_a_case_is_the_same_after_its_file() -> None:
+    for seed in range(50):
+        case = schedule.draw(seed)
+        assert schedule.Case.from_map(json.loads(json.dumps(case.to_map()))) == case
+
+
+def test_the_same_case_gives_the_same_digest_and_another_another() -> None:
+    case = schedule.draw(2)
+    assert play(case).digest() == play(case).digest() != play(schedule.draw(34)).digest()
+
+
+def test_every_invariant_is_measured_or_says_where_it_is() -> None:
+    assert [i.id for i in INVARIANTS] == [f"I{n}" for n in range(1, 51)]
+    assert all((i.measure is None) is bool(i.instead) for i in INVARIANTS)

@@ -1,0 +1,253 @@
+"""``kisfeed order``, ``halt`` and ``resume``, against a daemon on a simulator."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+
+import kisfeed
+from kisfeed import cli, errors, schemas
+from kisfeed.cli import order as orders, settings
+from kisfeed.config import Config, Gateway
+from kisfeed.feed import run_daemon
+from kisfeed.kfp.orders import Order
+from tests import killing
+from tests.test_cli_schemas import validator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CALLS = schemas.load("kfp1/calls.json")["calls"]
+TOML = """environment = "sim"
+[endpoints]
+rest = "http://127.0.0.1:9"
+ws = "ws://127.0.0.1:9"
+[credentials]
+appkey = "AK"
+appsecret = "AS"
+account = "12345678-01"
+[state]
+dir = "{folder}"
+[gateway]
+socket = "{folder}/s.sock"
+[orders]
+enabled = {enabled}
+"""
+
+
+@attrs.frozen
+class Served:
+    """A daemon in a thread, and the profile that leads to it."""
+
+    file: Path
+    end: Any
+
+    @property
+    def place(self) -> list[str]:
+        return ["--config", str(self.file)]
+
+
+def serve(folder: Path, *, enabled: bool = True) -> Served:
+    folder.chmod(0o700)
+    file = folder / "p.toml"
+    file.touch(0o600)
+    file.write_text(TOML.format(folder=folder, enabled=str(enabled).lower()))
+    config: Config = settings.load(purpose=settings.Purpose.SERVE, file=file, environ={})
+    assert config.gateway == Gateway(socket=f"{folder}/s.sock")
+    ready = threading.Event()
+    ends: list[Any] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            start = functools.partial(run_daemon, config, runtime_dir=folder, sim=killing.options())
+            await nursery.start(start)
+            token = trio.lowlevel.current_trio_token()
+            ends.append(lambda: token.run_sync_soon(nursery.cancel_scope.cancel))
+            ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    assert ready.wait(20)
+
+    def end() -> None:
+        ends[0]()
+        thread.join()
+
+    return Served(file, end)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    found = serve(tmp_path_factory.mktemp("d"))
+    yield found
+    found.end()
+
+
+def answered(
+    capsys: pytest.CaptureFixture[str], served: Served, *arguments: str
+) -> tuple[int, dict[str, Any]]:
+    """Run one command with --json: its exit code and what it says."""
+    code = cli.run([*arguments, *served.place, "--json"])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, answer
+
+
+def buy(name: str, price: str = "60000", qty: str = "2") -> list[str]:
+    return ["order", "buy", "005930", "--qty", qty, "--price", price, "--id", name, "--yes"]
+
+
+def test_place_again_amend_cancel_and_show(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, placed = answered(capsys, served, *buy("a"))
+    assert (code, placed["state"], placed["client"]) == (0, "accepted", "kisfeed order")
+    assert Order.from_map(placed).to_map() == placed
+    validate = schemas.load("kfp1/calls.json")["calls"]["order.show"]["result"]
+    assert set(placed) == set(validate["properties"])
+    assert answered(capsys, served, *buy("a"))[1]["order_no"] == placed["order_no"]
+    code, changed = answered(
+        capsys, served, "order", "amend", "a", "--price", "60100", "--id", "a2", "--yes"
+    )
+    assert (code, changed["original_no"]) == (0, placed["order_no"])
+    code, gone = answered(capsys, served, "order", "cancel", "a")
+    assert (code, gone["original_no"]) == (0, changed["order_no"])
+    assert answered(capsys, served, "order", "show", "a")[1]["numbers"][-1] == changed["order_no"]
+    listed = answered(capsys, served, "order", "ls")[1]
+    assert [o["id"] for o in listed["orders"]][:3] == ["a", "a2", "a.cancel"]
+
+
+def test_people_read_it_in_words(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*buy("words"), *served.place]) == 0
+    told = capsys.readouterr()
+    assert "buy 005930 2 @ 60,000 KRX" in told.err
+    assert "accepted, number" in told.out
+    assert cli.run(["order", "ls", *served.place]) == 0
+    assert "words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (buy("x", price="60050"), 2, "tick"),
+        (buy("x", qty="0"), 2, "qty"),
+        (buy("x", qty="1001"), 75, "qty_cap"),
+        (["order", "buy", "5930", "--qty", "1", "--id", "x", "--yes"], 2, "symbol"),
+        (["order", "buy", "999999", "--qty", "1", "--id", "x", "--yes"], 2, "unknown_symbol"),
+        (["order", "show", "nobody"], 2, "target"),
+        (["order", "cancel", "nobody"], 2, "target"),
+        (["order", "resolve", "nobody", "--odno", "1"], 2, "target"),
+    ],
+)
+def test_bad_input_has_its_exit_code(
+    arguments: list[str],
+    code: int,
+    reason: str,
+    served: Served,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    got, answer = answered(capsys, served, *arguments)
+    validator("error").validate(answer)
+    assert (got, answer["exit_code"], answer["detail"]["reason"]) == (code, code, reason)
+
+
+def test_the_same_id_with_another_body_is_refused(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answered(capsys, served, *buy("same"))[0] == 0
+    code, answer = answered(capsys, served, *buy("same", qty="1"))
+    assert (code, answer["detail"]["reason"]) == (2, "id_used")
+    assert answer["detail"]["order"]["qty"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["order", "buy", "005930", "--qty", "1", "--id", "n"],
+        ["order", "resolve", "a"],
+        ["order", "resolve", "a", "--odno", "1", "--not-executed"],
+        ["order", "resolve", "a", "--not-executed"],
+        ["resume", "--reason", " "],
+    ],
+)
+def test_what_is_missing_is_asked_for(
+    arguments: list[str], served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*arguments, *served.place]) == 2
+
+
+def test_halt_and_resume(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answered(capsys, served, *buy("open", price="55000"))[0] == 0
+    code, answer = answered(capsys, served, "halt", "--reason", "lunch", "--cancel-open")
+    assert (code, answer["halted"]["reason"], answer["daemon"]) == (0, "lunch", True)
+    assert "open" in [o["target"] for o in answer["cancelled"]]
+    code, answer = answered(capsys, served, *buy("no"))
+    assert (code, answer["code"]) == (77, "halted")
+    assert cli.run(["order", "ls", *served.place]) == 0
+    assert "Ordering is halted: lunch" in capsys.readouterr().out
+    assert answered(capsys, served, "resume", "--reason", "back") == (0, {"halted": None})
+    assert answered(capsys, served, *buy("yes"))[0] == 0
+
+
+def test_halt_works_with_the_daemon_dead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = serve(tmp_path)
+    found.end()
+    code, answer = answered(capsys, found, "halt")
+    assert (code, answer["daemon"]) == (0, False)
+    assert len(list(tmp_path.glob("*.halt"))) == 1
+    assert cli.run(["halt", "--cancel-open", *found.place]) == 69
+    assert "Nothing was cancelled" in capsys.readouterr().err
+    again = serve(tmp_path)
+    try:
+        code, answer = answered(capsys, again, *buy("a"))
+        assert (code, answer["code"]) == (77, "halted")
+    finally:
+        again.end()
+    assert answered(capsys, found, "resume", "--reason", "looked")[0] == 0
+    assert list(tmp_path.glob("*.halt")) == []
+    assert b'"resume"' in next(tmp_path.glob("*.orders")).read_bytes()
+
+
+def test_orders_are_off_unless_switched_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = serve(tmp_path, enabled=False)
+    try:
+        code, answer = answered(capsys, found, *buy("a"))
+        assert (code, answer["code"]) == (77, "orders_disabled")
+    finally:
+        found.end()
+
+
+def test_a_reader_places_nothing(served: Served) -> None:
+    with kisfeed.connect(socket=served.file.parent / "s.sock") as kf:
+        for name in ("order.preview", "order.place", "order.cancel", "order.list", "resume"):
+            with pytest.raises(errors.ServerRefused) as error:
+                kf.call(name)
+            assert error.value.code == "not_entitled"
+
+
+@pytest.mark.parametrize(
+    "error", [errors.Disconnected("gone"), errors.ServerRefused("timeout", "no answer")]
+)
+def test_no_answer_of_the_daemon_is_an_unknown_outcome(error: Exception) -> None:
+    def call() -> None:
+        raise error
+
+    with pytest.raises(errors.UnknownOutcome, match="order show a") as caught:
+        orders._decide(call, "a")
+    assert caught.value.exit_code == 79
+
+
+def test_every_call_has_its_shape() -> None:
+    served = {"order.preview", "order.place", "order.amend", "order.cancel", "order.show"}
+    served |= {"order.list", "order.resolve", "halt", "resume", "balance", "orderable", "book"}
+    assert served <= set(CALLS)

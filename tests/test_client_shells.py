@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+import kisfeed
+from kisfeed import blocking
+from kisfeed.client import core as core_module
+from kisfeed.errors import BadFrame, Disconnected, NoDaemon, ServerRefused
+from kisfeed.kfp import events
+from tests.kfp_daemon import TRADE, ScriptedDaemon, listening
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+    from kisfeed.client.structured import Client
+
+OTHER = "trade.krx.000660"
+
+
+def _over_two_daemons(happened: list[events.Event]) -> None:
+    """What any client sees when the first of two daemons dies behind its trades."""
+    assert [type(event).__name__ for event in happened] == [
+        "Session", "Status", "Trade", "Trade",
+        "Session", "Session", "Status", "Gap", "Trade", "Trade",
+    ]  # fmt: skip
+    (gap,) = (event for event in happened if isinstance(event, events.Gap))
+    assert gap.missed_qty == 100
+    down = happened[4]
+    assert isinstance(down, events.Session)
+    assert (down.state, down.data, down.code) == ("RECONNECT_BACKOFF", 2, "upstream_down")
+    trades = [event for event in happened if isinstance(event, events.Trade)]
+    assert {trade.topic for trade in trades} == {TRADE}
+    assert sum(trade.qty or 0 for trade in trades) == 40
+
+
+_SEEN = 10  # events of _over_two_daemons
+
+
+def test_sync_outlives_its_daemon(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon(dying=1)):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            happened = []
+            for event in kf.subscribe(TRADE):
+                happened.append(event)
+                if len(happened) == _SEEN:
+                    break
+    _over_two_daemons(happened)
+
+
+def test_sync_says_what_was_asked(tmp_path: Path) -> None:
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon):
+        with kisfeed.connect(socket=tmp_path / "s", client="me/1", role="trader") as kf:
+            kf.subscribe(TRADE, OTHER, mode="latest", prio=2, image=False)
+            assert list(kf.subscriptions) == [TRADE, OTHER]
+            kf.retune(TRADE, hz=3, mode="hz")
+            kf.unsubscribe(OTHER)
+            assert kf.status() == {"instance": "fake"}
+            assert kf.ping() >= 0
+            row = kf.get(OTHER)
+            assert isinstance(row, events.Trade)
+            assert row.image
+            assert kf.welcome["instance"] == "instance 1"
+            assert kf.heartbeat is None
+    hello, sub, retune, unsub, *_ = daemon.heard
+    assert (hello[2]["client"], hello[2]["role"]) == ("me/1", "trader")
+    more = {"mode": "latest", "prio": 2, "image": False}
+    assert sub[2] == {"subs": [{"topic": TRADE, **more}, {"topic": OTHER, **more}]}
+    assert retune[2] == {"sid": 1, "mode": "hz", "hz": 3}
+    assert unsub[2] == {"sids": [2]}
+
+
+def test_sync_refusals_are_errors(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            with pytest.raises(ServerRefused, match="unknown_topic"):
+                kf.subscribe(TRADE, "trade.mars.1")
+            with pytest.raises(ServerRefused, match="bad_request"):
+                kf.call("order.place", qty=1)
+            assert list(kf.subscriptions) == [TRADE]
+
+
+def test_sync_nobody_there_is_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemon, match=str(tmp_path)):
+        kisfeed.connect(socket=tmp_path / "nobody")
+
+
+def test_sync_waits_for_the_first_daemon_if_told_to(tmp_path: Path) -> None:
+    got = threading.Event()
+
+    def run() -> None:
+        with kisfeed.connect(socket=tmp_path / "s", wait=True):
+            got.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        assert got.wait(10)
+        thread.join()
+
+
+def test_sync_iteration_ends_when_nothing_comes_for_a_while(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            kf.subscribe(TRADE)
+            kinds = [event.type for event in kf.events(timeout=0.05)]
+            assert kinds == ["session", "status", "trade", "trade"]
+            assert list(kf.events(timeout=0)) == []
+
+
+def test_sync_a_second_thread_asks_while_the_first_one_waits(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            seen: list[events.Event] = []
+            reader = threading.Thread(target=lambda: seen.extend(kf.subscribe(TRADE)))
+            reader.start()
+            for _ in range(50):
+                assert kf.status() == {"instance": "fake"}
+            kf.close()
+            reader.join(10)
+            assert not reader.is_alive()
+    assert [event.type for event in seen] == ["session", "status", "trade", "trade"]
+
+
+def test_sync_a_wait_that_is_cut_off_by_close_is_an_error(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        kf = kisfeed.connect(socket=tmp_path / "s")
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                kf.call("never")
+            except Disconnected as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        kf.ping()
+        kf.close()
+        kf.close()
+        for thread in threads:
+            thread.join(10)
+        assert len(errors) == 2
+        with pytest.raises(Disconnected):
+            kf.ping()
+        assert [event.type for event in kf] == ["session"]
+
+
+def test_sync_what_is_no_daemon_is_said_to_be_none(tmp_path: Path) -> None:
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tests.kfp_daemon.Conversation.answer", lambda *_: b"HTTP/1.1 400 Bad Request\r\n"
+        )
+        with pytest.raises(BadFrame):
+            kisfeed.connect(socket=tmp_path / "s")
+
+
+def test_asyncio_outlives_its_daemon(tmp_path: Path) -> None:
+    async def main() -> list[events.Event]:
+        happened: list[events.Event] = []
+        async with kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            await kf.subscribe(TRADE)
+            async for event in kf:
+                happened.append(event)
+                if len(happened) == _SEEN:
+                    break
+        return happened
+
+    with listening(tmp_path / "s", ScriptedDaemon(dying=1)):
+        _over_two_daemons(asyncio.run(main()))
+
+
+def test_asyncio_asks_while_another_task_waits_and_ends_when_closed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            seen: list[str] = []
+
+            async def read() -> None:
+                seen.extend([event.type async for event in kf])
+
+            reader = asyncio.create_task(read())
+            await kf.subscribe(TRADE)
+            for _ in range(20):
+                assert await kf.status() == {"instance": "fake"}
+            row = await kf.get(OTHER)
+            assert isinstance(row, events.Trade)
+            assert await kf.ping() >= 0
+            await kf.unsubscribe(TRADE)
+            with pytest.raises(ServerRefused):
+                await kf.call("order.place")
+        await asyncio.wait_for(reader, 10)
+        assert seen == ["session", "status", "trade", "trade"]
+
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        asyncio.run(main())
+
+
+def test_asyncio_a_cancelled_wait_leaves_the_client_usable(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await kf.call("never")
+            assert await kf.status() == {"instance": "fake"}
+
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        asyncio.run(main())
+
+
+def test_asyncio_nobody_there_is_no_daemon(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kisfeed.aio.connect(socket=tmp_path / "nobody"):
+            pass
+
+    with pytest.raises(NoDaemon):
+        asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def in_memory(
+    daemon: ScriptedDaemon, make: Callable[[], trio.abc.Stream] | None = None
+) -> AsyncGenerator[Client, None]:
+    """A Trio client of *daemon* over memory streams."""
+    async with trio.open_nursery() as nursery:
+
+        async def dial() -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(converse, theirs)
+            return ours
+
+        async def converse(stream: trio.abc.Stream) -> None:
+            conversation = daemon.accept()
+            with contextlib.suppress(trio.BrokenResourceError):
+                while not conversation.over and (data := await stream.receive_some()):
+                    await stream.send_all(conversation.answer(bytes(data)))
+            await stream.aclose()
+
+        async with kisfeed.open_client(dial=dial) as kf:
+            yield kf
+        nursery.cancel_scope.cancel()
+
+
+async def test_trio_outlives_its_daemon(autojump_clock: trio.abc.Clock) -> None:
+    happened: list[events.Event] = []
+    async with in_memory(ScriptedDaemon(dying=1)) as kf:
+        await kf.subscribe(TRADE)
+        async for event in kf:
+            happened.append(event)
+            if len(happened) == _SEEN:
+                break
+    _over_two_daemons(happened)
+    assert 0.1 <= trio.current_time() <= 0.2
+
+
+async def test_trio_a_silent_daemon_is_left_after_fifteen_seconds(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    daemon = ScriptedDaemon(mute=True)
+    async with in_memory(daemon) as kf:
+        await kf.subscribe(TRADE)
+        seen: list[events.Event] = []
+        while daemon.connections == 1:
+            seen.append(await anext(kf))
+    assert trio.current_time() == pytest.approx(core_module.SILENCE_S, abs=0.5)
+    assert [event.type for event in seen] == ["session", "status", "session", "session"]
+
+
+async def test_trio_a_caller_that_was_busy_finds_its_daemon_alive(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    daemon = ScriptedDaemon()
+    async with in_memory(daemon) as kf:
+        request = kf._core.subscribe(core_module.specs([TRADE]), trio.current_time())
+        await kf._flush()
+        await trio.sleep(60)
+        assert not request.done
+        kinds = [(await anext(kf)).type for _ in range(4)]
+    assert kinds == ["session", "status", "trade", "trade"]
+    assert daemon.connections == 1
+
+
+async def test_trio_a_cancelled_reader_hands_the_reading_on(autojump_clock: trio.abc.Clock) -> None:
+    async with in_memory(ScriptedDaemon()) as kf:
+        answers = []
+
+        async def ask(name: str) -> None:
+            with trio.move_on_after(1) as scope:
+                answers.append(await kf.call(name))
+            assert scope.cancelled_caught is (name == "never")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "never")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask, "status")
+        assert answers == [{"instance": "fake"}]
+        assert await kf.ping() == 0
+
+
+async def test_trio_a_send_that_was_cut_off_drops_the_connection(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    daemon = ScriptedDaemon()
+    async with in_memory(daemon) as kf:
+        link = kf._link
+        assert link is not None
+
+        async def stuck(data: bytes) -> None:
+            await trio.sleep_forever()
+
+        link.send = stuck  # type: ignore[method-assign]
+        with trio.move_on_after(1):
+            await kf.status()
+        await kf.subscribe(TRADE)
+        seen = [(await anext(kf)).type for _ in range(6)]
+    assert seen == ["session", "session", "session", "status", "trade", "trade"]
+    assert daemon.connections == 2
+
+
+async def test_trio_the_callers_exception_passes_as_it_is() -> None:
+    daemon = ScriptedDaemon()
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def dial() -> trio.abc.Stream:
+        await theirs.send_all(daemon.accept()._answer([1, 1, {}]))
+        return ours
+
+    with pytest.raises(KeyError, match="mine"):
+        async with kisfeed.open_client(dial=dial):
+            raise KeyError("mine")
+
+
+async def test_trio_closing_ends_the_iteration_of_another_task(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with in_memory(ScriptedDaemon()) as kf:
+        seen: list[str] = []
+
+        async def read() -> None:
+            seen.extend([event.type async for event in kf])
+
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await kf.subscribe(TRADE)
+                await trio.testing.wait_all_tasks_blocked()
+                await kf.aclose()
+    assert seen == ["session", "status", "trade", "trade"]
+
+
+async def test_trio_a_real_socket_serves_as_well(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        async with kisfeed.open_client(socket=tmp_path / "s") as kf:
+            await kf.subscribe(TRADE)
+            kinds = [(await anext(kf)).type for _ in range(4)]
+            assert await kf.get(OTHER) is not None
+    assert kinds == ["session", "status", "trade", "trade"]
+
+
+async def test_trio_nobody_there_is_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemon, match="nobody"):
+        async with kisfeed.open_client(socket=tmp_path / "nobody"):
+            pass
+
+
+def test_jitter_is_in_its_range_and_the_clock_goes_forward() -> None:
+    assert all(0 <= blocking.jitter() < 1 for _ in range(1000))
+    assert blocking.monotonic() <= blocking.monotonic()

@@ -1,0 +1,725 @@
+"""The engine: what comes in decides what is done and told, in one step and in one order."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from kisfeed.config import Session
+from kisfeed.core.connection import Close, Reason, State
+from kisfeed.core.engine import Count, SendRegistration, SendText, SubResult, SubSpec
+from kisfeed.errors import UnknownTopic
+from kisfeed.kfp import codec, events
+from kisfeed.kfp.events import Gap, Raw, Status, Trade
+from kisfeed.kfp.messages import Code, Data, ErrorCode, Mode, Stream, Type
+from kisfeed.kis import server
+from kisfeed.kis.codes import Meaning
+from kisfeed.kis.control import AesKey
+from kisfeed.schemas import load
+from kisfeed.simulator.faults import GARBAGE
+from tests.engine_bench import (
+    AES,
+    BOOK,
+    CATALOGUE,
+    CODES,
+    NOTICE,
+    TRADE,
+    Bench,
+    gaps,
+    notice,
+    record,
+    rows_of,
+    statuses,
+    trade,
+)
+
+KEY = ("H0STCNT0", "005930")
+NOTICE_KEY = ("H0STCNI0", "someone")
+PING = server.pingpong("20261120110000")
+
+
+def symbols(count: int) -> list[str]:
+    return [f"trade.krx.{100_000 + n}" for n in range(count)]
+
+
+# From a subscription to a tick.
+
+
+def test_a_subscription_leads_to_one_dial_and_one_registration() -> None:
+    bench = Bench()
+    began = bench.rts
+    subscriber = bench.subscribe(TRADE)
+    assert bench.sent == [(True, KEY)]
+    bench.rows(trade(100))
+    told = bench.take(subscriber)
+    assert told[0] == Status(TRADE, 1, Stream.RECOVERING, Data.NONE, Code.PENDING, began, "")
+    (row,) = rows_of(told)
+    assert isinstance(row, Trade)
+    assert (row.px, row.qty, row.cum_qty, row.sseq) == (71_000, 10, 100, 1)
+    states = [e.state for e in told if isinstance(e, events.Session)]
+    assert states == ["CONNECTING", "AUTHENTICATED", "SUBSCRIBED", "STREAMING"]
+
+
+def test_a_session_is_told_before_any_row_of_its_epoch() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.lose()
+    bench.reconnect()
+    bench.rows(trade(200))
+    epoch = 0
+    row_epochs: list[int] = []
+    for event in bench.take(subscriber):
+        if isinstance(event, events.Session):
+            epoch = event.epoch
+        elif isinstance(event, Trade):
+            row_epochs.append(epoch)
+    assert row_epochs == [1, 2]
+
+
+def test_the_answer_comes_before_any_frame_of_its_sids() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    second = bench.subscriber(encode=True)
+
+    def reply(results: list[SubResult]) -> bytes:
+        return codec.frame(Type.RES, 7, {"sids": [r.sid for r in results]})
+
+    bench.engine.subscribe(second, [SubSpec(TRADE), SubSpec(BOOK)], bench.at(), reply)
+    bench.rows(trade(110))
+    decoder = codec.Decoder()
+    messages = decoder.feed(b"".join(second.outbox.take(bench.now)))
+    assert messages[0] == [Type.RES, 7, {"sids": [1, 2]}]
+    # The image has sseq q, the tick behind it q + 1.
+    assert [m[:3] for m in messages if m[0] in {Type.IMAGE, Type.TICK}] == [
+        [Type.IMAGE, 1, 1],
+        [Type.TICK, 1, 2],
+    ]
+
+
+def test_an_image_is_left_out_where_it_is_not_wanted() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    second = bench.subscribe(TRADE, image=False)
+    assert [type(e).__name__ for e in bench.take(second)] == ["Status"]
+
+
+def test_programs_and_subscriptions_in_process_get_the_same_rows() -> None:
+    bench = Bench()
+    inside = bench.subscribe(TRADE)
+    outside = bench.subscriber(encode=True)
+    bench.engine.subscribe(outside, [SubSpec(TRADE)], bench.at())
+    bench.rows(trade(100), trade(110))
+    bench.rows(trade(140))
+    messages = codec.Decoder().feed(b"".join(outside.outbox.take(bench.now)))
+    ticks = [m for m in messages if m[0] == Type.TICK]
+    got = rows_of(bench.take(inside))
+    assert [(t[2], t[6], t[7], t[8]) for t in ticks] == [
+        (r.sseq, r.px, r.qty, r.cum_qty) for r in got if isinstance(r, Trade)
+    ]
+    assert [s.conn for s in bench.engine.take_dirty()] == [1, 2]
+    assert bench.engine.take_dirty() == []
+
+
+# Interest.
+
+
+def test_one_topic_twice_is_one_interest() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, TRADE)
+    bench.engine.subscribe(subscriber, [SubSpec(TRADE)], bench.at())
+    bench.settle()
+    assert bench.sent == [(True, KEY)]
+    bench.rows(trade(100))
+    assert len(rows_of(bench.take(subscriber))) == 1
+    assert bench.engine.unsubscribe(subscriber, [1], bench.at()) == [1]
+    assert not bench.engine.interest.any_active()
+    bench.rows(trade(110))
+    assert rows_of(bench.take(subscriber)) == []
+
+
+def test_unsubscribing_names_only_what_was_subscribed() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, BOOK)
+    assert bench.engine.unsubscribe(subscriber, [2, 2, 9], bench.at()) == [2]
+    assert bench.engine.unsubscribe(subscriber, None, bench.at()) == [1]
+    assert bench.engine.unsubscribe(subscriber, None, bench.at()) == []
+    bench.settle()
+    # A warm registration stays, and a session inside hours too.
+    assert bench.sent == [(True, KEY), (True, ("H0STASP0", "005930"))]
+    assert bench.closes() == []
+
+
+def test_who_goes_takes_its_interest_along() -> None:
+    bench = Bench()
+    one, two = bench.subscribe(TRADE), bench.subscribe(TRADE)
+    bench.engine.detach(one, bench.at())
+    assert bench.engine.interest.any_active()
+    bench.engine.detach(two, bench.at())
+    assert not bench.engine.interest.any_active()
+    assert bench.engine.clients(bench.now) == []
+
+
+def test_retuning_gives_a_new_baseline_and_keeps_what_is_not_named() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, mode=Mode.HZ, hz=2.0, prio=3)
+    bench.rows(trade(100))
+    assert bench.engine.retune(subscriber, 1, bench.at(), prio=7) == 1
+    (slot,) = bench.engine.slots(bench.now)
+    assert slot["priority"] == 7
+    assert bench.engine.retune(subscriber, 1, bench.at(), mode=Mode.ALL) == 1
+    bench.rows(trade(110), trade(120))
+    assert [r.sseq for r in rows_of(bench.take(subscriber))][-2:] == [2, 3]
+    assert bench.engine.retune(subscriber, 9, bench.at(), prio=1) is None
+
+
+def test_an_unknown_topic_is_refused_beside_good_ones() -> None:
+    bench = Bench()
+    subscriber = bench.subscriber()
+    results = bench.engine.subscribe(
+        subscriber, [SubSpec("trade.mars.1"), SubSpec(TRADE), SubSpec("x")], bench.at()
+    )
+    assert [(r.sid, r.code) for r in results] == [
+        (None, ErrorCode.UNKNOWN_TOPIC),
+        (1, Code.PENDING),
+        (None, ErrorCode.UNKNOWN_TOPIC),
+    ]
+    assert results[0].stream == Stream.CLOSED
+
+
+def test_a_raw_topic_shares_its_registration_with_the_typed_one() -> None:
+    bench = Bench()
+    raw = "raw.H0STCNT0.005930"
+    subscriber = bench.subscribe(TRADE, raw)
+    late = bench.subscribe(raw)
+    assert bench.sent == [(True, KEY)]
+    assert statuses(bench.take(late), raw)[0].stream == Stream.OPEN
+    bench.rows(trade(100))
+    typed, untouched = rows_of(bench.take(subscriber))
+    assert isinstance(typed, Trade)
+    assert isinstance(untouched, Raw)
+    assert untouched.fields == tuple(trade(100))
+    assert bench.engine.fields("raw.H0STCNT0")[:2] == ["MKSC_SHRN_ISCD", "STCK_CNTG_HOUR"]
+    assert bench.engine.fields("trade.v1")[:3] == ["px", "qty", "cum_qty"]
+    assert bench.engine.fields("notice.v1") == []
+    bench.engine.unsubscribe(subscriber, None, bench.at())
+    assert bench.engine.interest.any_active()
+
+
+def test_a_topic_beyond_the_last_slot_is_told_and_takes_no_slot() -> None:
+    bench = Bench(cap=3)
+    bench.subscribe(*symbols(3), prio=5)
+    late = bench.subscribe("trade.krx.999998")
+    assert bench.engine.slots_map() == {"cap": 3, "used": 3, "reserved": 0}
+    assert [s.code for s in statuses(bench.take(late), "trade.krx.999998")][-1] == Code.OVER_LIMIT
+    assert len(bench.sent) == 3
+
+
+def test_who_wants_no_polled_rows_is_refused_with_the_holders_names() -> None:
+    bench = Bench(cap=2)
+    bench.subscribe(*symbols(2), prio=5)
+    subscriber = bench.subscriber()
+    spec = SubSpec("trade.krx.999998", poll=False)
+    # Asked for twice in one message, so refused twice.
+    refused = bench.engine.subscribe(subscriber, [spec, spec], bench.at())
+    assert [(r.sid, r.code) for r in refused] == [(None, ErrorCode.OVER_LIMIT)] * 2
+    assert all(topic in refused[0].text for topic in symbols(2))
+    assert subscriber.streams == {}
+    bench.settle()
+    assert len(bench.sent) == 2
+    # With a better claim there is a slot.
+    spec = attrs.evolve(spec, prio=9)
+    assert bench.engine.subscribe(subscriber, [spec], bench.at())[0].sid is not None
+
+
+def test_a_better_topic_takes_a_slot_and_its_loser_is_told_and_comes_back() -> None:
+    bench = Bench(cap=1)
+    loser = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.wait(61)
+    winner = bench.subscribe("trade.krx.000660", prio=9)
+    bench.rows(trade(500, symbol="000660"))
+    assert [s.code for s in statuses(bench.take(loser))][-1] == Code.PREEMPTED
+    assert len(rows_of(bench.take(winner))) == 1
+    late_before = bench.engine.counts[Count.LATE]
+    bench.rows(trade(150))  # KIS sends on for a moment
+    assert bench.engine.counts[Count.LATE] == late_before + 1
+    bench.wait(61)
+    bench.engine.detach(winner, bench.at())
+    bench.settle()
+    bench.wait(61)
+    bench.rows(trade(300))
+    told = bench.take(loser)
+    assert Code.PROMOTED in [s.code for s in statuses(told)]
+    (gap,) = gaps(told)
+    assert (gap.missed_qty, gap.code) == (300 - 100 - 10, Code.PROMOTED)
+    assert [r.sseq for r in rows_of(told)] == [2]
+
+
+# Gaps.
+
+
+def test_a_break_is_told_before_the_row_that_ends_it() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, BOOK)
+    bench.rows(trade(100))
+    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    before = bench.rts
+    bench.take(subscriber)
+    bench.lose()
+    bench.reconnect()
+    bench.rows(trade(250, qty=30))
+    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    told = [e for e in bench.take(subscriber) if isinstance(e, Gap | events.Row)]
+    assert [type(e).__name__ for e in told] == ["Gap", "Trade", "Gap", "Book"]
+    gap, row, book_gap, _ = told
+    assert isinstance(gap, Gap)
+    assert isinstance(book_gap, Gap)
+    assert isinstance(row, Trade)
+    assert (gap.missed_qty, gap.code) == (120, Code.GAP_DETECTED)
+    assert (gap.last_sseq, gap.next_sseq) == (1, 2) == (row.sseq - 1, row.sseq)
+    assert (gap.from_rts, gap.to_rts) == (before, row.rts)
+    assert row.after_gap
+    assert book_gap.missed_qty is None
+    counts = bench.engine.counts
+    assert (counts[Count.GAPS], counts[Count.MISSED_QTY], counts[Count.JUMPS]) == (2, 120, 0)
+
+
+def test_a_jump_inside_a_session_is_told_and_counted_apart() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100), trade(160, qty=20))
+    told = bench.take(subscriber)
+    (gap,) = gaps(told)
+    assert (gap.missed_qty, gap.code) == (40, Code.VOLUME_JUMP)
+    assert told.index(gap) == told.index(rows_of(told)[1]) - 1
+    counts = bench.engine.counts
+    assert (counts[Count.JUMPS], counts[Count.JUMPED_QTY]) == (1, 40)
+    assert (counts[Count.GAPS], counts[Count.MISSED_QTY]) == (0, 0)
+
+
+def test_a_correction_and_a_new_day_are_no_gaps() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100), trade(90), trade(5, qty=5, BSOP_DATE="20261121"))
+    told = bench.take(subscriber)
+    assert gaps(told) == []
+    assert [r.correction for r in rows_of(told)] == [False, True, False]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["row", "hidden", "lose", "reset"]), min_size=1, max_size=25))
+def test_received_and_missed_add_up_to_what_was_traded(plan: list[str]) -> None:
+    bench = Bench(rules=Session(min_lifetime_s=0.0))
+    subscriber = bench.subscribe(TRADE)
+    cum = 1000
+    bench.rows(trade(cum))
+    for number, step in enumerate([*plan, "row"], 1):
+        qty = number * 7
+        if step in {"row", "hidden"}:
+            cum += qty
+            if step == "row":
+                bench.rows(trade(cum, qty=qty))
+        else:
+            bench.lose(Reason.LOST if step == "lose" else Reason.RESET)
+            bench.reconnect()
+    told = bench.take(subscriber)
+    first, *rest = [r for r in rows_of(told) if isinstance(r, Trade)]
+    received = sum(r.qty or 0 for r in rest)
+    missed = sum(g.missed_qty or 0 for g in gaps(told))
+    assert first.cum_qty is not None
+    assert first.cum_qty + received + missed == cum
+    assert [r.sseq for r in [first, *rest]] == list(range(1, len(rest) + 2))
+    counts = bench.engine.counts
+    assert counts[Count.MISSED_QTY] + counts[Count.JUMPED_QTY] == missed
+
+
+# States.
+
+
+def test_a_lost_session_makes_everything_suspect_and_each_topic_tells_its_recovery() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.take(subscriber)
+    bench.lose()
+    told = bench.take(subscriber)
+    assert statuses(told) == []
+    down = [e for e in told if isinstance(e, events.Session)]
+    assert down[-1].data == Data.SUSPECT
+    assert down[-1].state == State.RECONNECT_BACKOFF
+    image = bench.engine.image(TRADE, bench.at())[0]
+    assert (image.stream, image.data) == (Stream.RECOVERING, Data.SUSPECT)
+    bench.reconnect()
+    told = bench.take(subscriber)
+    assert [(s.stream, s.data, s.code) for s in statuses(told)] == [
+        (Stream.OPEN, Data.OK, Code.REALTIME_RESUMED)
+    ]
+    assert [e.data for e in told if isinstance(e, events.Session)][-1] == Data.OK
+
+
+def test_a_stalled_feed_is_told_and_its_next_row_repairs_it() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, "trade.krx.000660")
+    for second in range(200):
+        bench.rows(trade(100 + second * 10))
+        if second < 20:
+            bench.rows(trade(100 + second * 10, symbol="000660"))
+        bench.answers[("H0STCNT0", "000660")] = None  # nor does KIS answer for it
+        bench.wait(1)
+    told = bench.take(subscriber)
+    quiet = statuses(told, "trade.krx.000660")
+    assert (quiet[-1].data, quiet[-1].code) == (Data.SUSPECT, Code.RESYNCING)
+    assert all(s.data != Data.SUSPECT for s in statuses(told))
+    bench.rows(trade(2000, symbol="000660"))
+    told = bench.take(subscriber)
+    assert [(s.data, s.code) for s in statuses(told, "trade.krx.000660")] == [
+        (Data.OK, Code.REALTIME_RESUMED)
+    ]
+    assert bench.engine.connection.epoch == 1
+
+
+def test_a_silent_link_is_suspect_and_one_byte_heals_it() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.answers[KEY] = None
+    bench.take(subscriber)
+    bench.wait(46)
+    silent = [e for e in bench.take(subscriber) if isinstance(e, events.Session)]
+    assert (silent[-1].state, silent[-1].data) == (State.DEGRADED, Data.SUSPECT)
+    bench.now += 1
+    assert bench.engine.heard(bench.now) is True
+    assert bench.engine.heard(bench.now) is False
+    told = bench.take(subscriber)
+    healed = [e for e in told if isinstance(e, events.Session)]
+    assert (healed[-1].state, healed[-1].data) == (State.STREAMING, Data.OK)
+    assert abs(healed[-1].since_ts - bench.rts) < 1e6
+    assert [s.code for s in statuses(told)] == [Code.REALTIME_RESUMED]
+
+
+def test_a_dead_link_is_aborted_and_dialled_again() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.answers[KEY] = None
+    bench.wait(120)
+    (close,) = bench.closes()
+    assert close == Close(1, Reason.LINK_DEAD, abort=True)
+
+
+def test_stopping_closes_what_stands() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.engine.stop(bench.at())
+    bench.settle()
+    assert bench.closes() == [Close(1, Reason.STOPPED, abort=False)]
+    assert bench.engine.connection.state is State.IDLE
+
+
+def test_pinned_topics_are_held_without_any_program() -> None:
+    bench = Bench(pinned=(TRADE,))
+    bench.settle()
+    assert bench.sent == [(True, KEY)]
+    bench.engine.pin(TRADE, bench.at(), pinned=False)
+    bench.engine.pin(BOOK, bench.at(), pinned=True)
+    bench.settle()
+    assert bench.sent[1:] == [(True, ("H0STASP0", "005930"))]
+    with pytest.raises(UnknownTopic):
+        bench.engine.pin("trade.mars.1", bench.at(), pinned=True)
+
+
+# PINGPONG.
+
+
+def test_a_pingpong_is_echoed_as_it_is_and_first() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.subscribe(BOOK, settle=False)  # a registration is waiting to go out
+    bench.engine.on_frames([PING.encode()], bench.rts, bench.now)
+    first, *rest = bench.engine.take_actions()
+    assert first == SendText(1, PING)
+    assert any(isinstance(action, SendRegistration) for action in rest)
+    assert bench.engine.counts[Count.PINGPONGS] == 1
+
+
+# What is not delivered.
+
+
+def test_a_row_nobody_registered_is_counted_and_not_delivered() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100, symbol="000660"))
+    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    assert rows_of(bench.take(subscriber)) == []
+    assert bench.engine.counts[Count.LATE] == 2
+
+
+def test_data_before_its_answer_is_proof_enough() -> None:
+    bench = Bench()
+    bench.answers[KEY] = None
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    told = bench.take(subscriber)
+    assert [r.sseq for r in rows_of(told)] == [1]
+    assert statuses(told)[-1].stream == Stream.OPEN
+    assert told.index(statuses(told)[-1]) < told.index(rows_of(told)[0])
+    bench.ack(KEY, server.SUBSCRIBED)
+    assert bench.engine.registrations.settled
+
+
+def test_frames_behind_the_end_of_their_session_are_not_delivered() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.take(subscriber)
+    stranger = server.build_ack(("(null)", ""), server.IN_USE)
+    bench.frames(stranger, PING, server.data_frame("H0STCNT0", [trade(110)]))
+    told = bench.take(subscriber)
+    assert rows_of(told) == []
+    assert bench.engine.counts[Count.LATE] == 2
+    assert [e.code for e in told if isinstance(e, events.Session)][-1] == Code.IN_USE
+    bench.settle()
+    assert bench.echoes() == []
+    assert [c.reason for c in bench.closes()] == [Reason.IN_USE]
+
+
+@pytest.mark.parametrize("piece", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_is_counted_and_harms_nobody(piece: str | bytes) -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    state = bench.engine.connection.state
+    bench.frames(piece)
+    counts = bench.engine.counts
+    assert counts[Count.REJECTED] + counts[Count.LATE] + counts[Count.ACKS] >= 2
+    assert sum(bench.engine.rejects.values()) == counts[Count.REJECTED]
+    assert bench.engine.connection.state is state
+    bench.rows(trade(100))
+    assert len(rows_of(bench.take(subscriber))) == 1
+
+
+@given(st.lists(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode))))
+def test_no_bytes_stop_the_engine(pieces: list[bytes]) -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.frames(*pieces)
+    bench.rows(trade(100))
+    assert len(rows_of(bench.take(subscriber))) == 1
+
+
+def test_a_forged_notice_is_rejected_and_counted() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(NOTICE)
+    bench.frames(server.data_frame("H0STCNI0", [notice()]))
+    bench.frames(server.data_frame("H0STCNI0", [notice()], AesKey(key=b"x" * 32, iv=b"y" * 16)))
+    bench.frames(server.data_frame("H0STCNT0", [trade(1)], AES))
+    assert not [e for e in bench.take(subscriber) if isinstance(e, events.Notice)]
+    assert bench.engine.counts[Count.REJECTED] == 3
+    assert bench.engine.rejects == {"forged": 2, "undecryptable": 1}
+
+
+def test_a_longer_record_is_read_and_told_once_a_tr_and_width() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    other = bench.subscribe("trade.krx.000660")
+    longest = CATALOGUE.trs["H0STCNT0"].longest.width
+    for cum in (100, 110):
+        bench.rows([*trade(cum), *["7"] * (longest + 3 - len(trade(cum)))])
+    bench.rows([*trade(120), *["7"] * (longest + 5 - len(trade(120)))])
+    told = bench.take(subscriber)
+    assert [r.cum_qty for r in rows_of(told) if isinstance(r, Trade)] == [100, 110, 120]
+    drifts = [s for s in statuses(told) if s.code == Code.SCHEMA_DRIFT]
+    assert [str(longest + n) in s.text for n, s in zip((3, 5), drifts, strict=True)] == [True] * 2
+    assert all(s.data == Data.OK for s in drifts)
+    others = statuses(bench.take(other), "trade.krx.000660")
+    assert [s.code for s in others].count(Code.SCHEMA_DRIFT) == 2
+    assert bench.engine.counts[Count.DRIFTS] == 2
+
+
+def test_values_that_cannot_be_read_are_counted() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100, STCK_PRPR="x", ASKP1="1.5"))
+    (row,) = rows_of(bench.take(subscriber))
+    assert isinstance(row, Trade)
+    assert (row.px, row.ask) == (None, None)
+    counts = bench.engine.status(bench.now)["counts"]
+    assert isinstance(counts, dict)
+    assert counts["unreadable"] + counts["inexact"] == 2
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("code", [entry["code"] for entry in load("kis/codes.json")["websocket"]])
+@pytest.mark.parametrize("asked", [True, False])
+def test_every_code_is_survived_asked_for_or_not(code: str, asked: bool) -> None:
+    bench = Bench()
+    good = bench.subscribe("trade.krx.000660")
+    meaning = CODES.meaning(code, server.rt_cd(code))
+    if asked:
+        bench.answers[KEY] = code
+        bench.subscribe(TRADE)
+    else:
+        for key in (KEY, ("H0STCNT0", "000660"), ("(null)", ""), ("", ""), ("H0NOSUCH", "1")):
+            if bench.engine.connection.live:
+                bench.ack(key, code)
+        bench.settle()
+    assert bench.engine.counts[Count.ACKS] >= 2
+    if bench.engine.connection.live:
+        before = len(rows_of(bench.take(good)))
+        bench.rows(trade(100, symbol="000660"))
+        assert len(rows_of(bench.take(good))) == before + 1
+    else:
+        assert meaning is Meaning.IN_USE
+    bench.wait(30)
+    assert json.dumps(bench.engine.status(bench.now))
+    assert json.dumps(bench.engine.slots(bench.now))
+
+
+def test_a_refusal_for_good_closes_the_topic_with_kis_own_words() -> None:
+    bench = Bench()
+    bench.answers[KEY] = "OPSP8992"
+    subscriber = bench.subscribe(TRADE)
+    last = statuses(bench.take(subscriber))[-1]
+    assert (last.stream, last.code) == (Stream.CLOSED, Code.REJECTED)
+    assert last.text.startswith("OPSP8992 ")
+    for _ in range(100):
+        bench.wait(10)
+        bench.frames(PING)
+    assert bench.sent == [(True, KEY)]
+    late = bench.subscribe(TRADE)
+    assert statuses(bench.take(late))[0].stream == Stream.CLOSED
+    assert bench.engine.connection.epoch == 1
+
+
+def test_a_refused_key_is_fetched_anew_and_the_registration_repeated() -> None:
+    bench = Bench()
+    bench.subscribe("trade.krx.000660")
+    bench.rows(trade(100, symbol="000660"))
+    bench.answers[KEY] = "OPSP0011"
+    subscriber = bench.subscribe(TRADE, settle=False)
+    bench.perform()
+    del bench.answers[KEY]
+    bench.settle()
+    assert bench.sent[-2:] == [(True, KEY), (True, KEY)]
+    assert statuses(bench.take(subscriber))[-1].stream == Stream.OPEN
+    assert bench.closes() == []
+
+
+# Notices.
+
+
+def test_notices_are_opened_numbered_and_told_to_who_asked() -> None:
+    bench = Bench(hts_id="someone")
+    trader, reader = bench.subscribe(NOTICE), bench.subscribe(TRADE)
+    assert bench.sent[0] == (True, NOTICE_KEY)
+    bench.rows(notice("1"), tr_id="H0STCNI0")
+    bench.rows(notice("2"), tr_id="H0STCNI0")
+    got = [e for e in bench.take(trader) if isinstance(e, events.Notice)]
+    assert [n.nseq for n in got] == [1, 2]
+    assert got[0].topic == NOTICE
+    assert not [e for e in bench.take(reader) if isinstance(e, events.Notice)]
+
+
+def test_notices_of_the_day_are_sent_again_after_a_number() -> None:
+    bench = Bench()
+    bench.subscribe(NOTICE)
+    for order in ("1", "2", "3"):
+        bench.rows(notice(order), tr_id="H0STCNI0")
+
+    def numbers(after: int | None) -> list[int]:
+        told = bench.take(bench.subscribe(NOTICE, after=after))
+        return [e.nseq for e in told if isinstance(e, events.Notice)]
+
+    assert (numbers(0), numbers(2), numbers(None)) == ([1, 2, 3], [3], [])
+    bench.now += 86_400
+    bench.rows(notice("4"), tr_id="H0STCNI0")
+    assert numbers(0) == [4]
+
+
+def test_notices_that_may_be_missed_are_told_when_the_topic_is_held_again() -> None:
+    bench = Bench()
+    trader = bench.subscribe(NOTICE)
+    bench.wait(70)
+    bench.take(trader)
+    bench.lose()
+    bench.reconnect()
+    (gap,) = gaps(bench.take(trader))
+    assert (gap.topic, gap.missed_qty, gap.code) == (NOTICE, None, Code.GAP_DETECTED)
+    assert gap.from_rts is not None
+    assert gap.to_rts is not None
+    assert gap.from_rts < gap.to_rts
+    assert bench.engine.counts[Count.GAPS] == 1
+
+
+def test_an_already_subscribed_answer_does_not_replace_the_key_in_use() -> None:
+    bench = Bench()
+    trader = bench.subscribe(NOTICE)
+    bench.ack(NOTICE_KEY, server.ALREADY_SUBSCRIBED, AesKey(key=b"x" * 32, iv=b"y" * 16))
+    bench.rows(notice(), tr_id="H0STCNI0")
+    assert [e.nseq for e in bench.take(trader) if isinstance(e, events.Notice)] == [1]
+
+
+def test_keys_of_an_earlier_session_open_nothing() -> None:
+    bench = Bench()
+    trader = bench.subscribe(NOTICE)
+    bench.lose()
+    bench.answers[NOTICE_KEY] = None
+    bench.reconnect()
+    bench.rows(notice(), tr_id="H0STCNI0")
+    assert not [e for e in bench.take(trader) if isinstance(e, events.Notice)]
+    assert bench.engine.rejects == {"undecryptable": 1}
+
+
+# What it says of itself.
+
+
+def test_what_is_shown_is_json() -> None:
+    bench = Bench(cap=2, hts_id="someone", pinned=(BOOK,))
+    shown: list[object] = []
+
+    def look() -> None:
+        engine = bench.engine
+        shown.extend([engine.status(bench.now), engine.slots(bench.now), engine.clients(bench.now)])
+        shown.extend([engine.session_map(), engine.slots_map()])
+
+    look()
+    bench.subscribe(TRADE, "trade.krx.000660", "status.krx.005930")
+    bench.rows(trade(100))
+    look()
+    bench.lose()
+    look()
+    assert "NaN" not in json.dumps(shown)
+    assert "Infinity" not in json.dumps(shown)
+
+
+def test_an_image_is_given_without_an_interest() -> None:
+    bench = Bench()
+    result, frame = bench.engine.image(TRADE, bench.at())
+    assert (result.sid, frame) == (1, None)
+    bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    result, frame = bench.engine.image(TRADE, bench.at())
+    assert frame is not None
+    assert codec.Decoder().feed(frame)[0][:3] == [Type.IMAGE, 1, 1]
+    with pytest.raises(UnknownTopic):
+        bench.engine.image("trade.mars.1", bench.at())
+
+
+def test_a_suspended_machine_doubts_its_session() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.take(subscriber)
+    bench.engine.suspended(600.0, bench.at())
+    told = [e for e in bench.take(subscriber) if isinstance(e, events.Session)]
+    assert told[-1].data == Data.SUSPECT
+    bench.settle()
+    assert bench.sent[-1] == (True, KEY)  # probed, and answered
+    assert bench.engine.connection.state is State.STREAMING

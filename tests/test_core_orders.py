@@ -1,0 +1,707 @@
+"""The order book against a model broker that loses answers and shows its list late."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from kisfeed import schemas
+from kisfeed.config import Orders
+from kisfeed.core.engine import Instant
+from kisfeed.core.ordercheck import Ask, Situation
+from kisfeed.core.orders import Book, Hint
+from kisfeed.errors import OrderRefused
+from kisfeed.kfp.orders import FINAL, Action, Evidence, Order, OrderState, Side
+from kisfeed.kis.orders import DayRow, Facts, OrderRules, Receipt
+
+RULES = OrderRules(schemas.load("kis/orders.json"))
+KST = dt.timezone(dt.timedelta(hours=9))
+START = dt.datetime(2026, 11, 2, 10, 0, tzinfo=KST)
+DAY = "20261102"
+FACTS = Facts(last=70_000, upper=91_000, lower=49_000, step=100, stopped=False)
+OPEN = Situation(START.date(), paper=False, facts=FACTS, open=True)
+CAPS = Orders(enabled=True, max_qty=100, max_value=10**8, max_day_value=10**12)
+TTL_S = 2.0
+
+
+def at(seconds: float) -> Instant:
+    return Instant(seconds, int((START.timestamp() + seconds) * 1e9))
+
+
+def ask(name: str = "a", **changes: Any) -> Ask:
+    base = Ask("bot", name, Action.NEW, "005930", Side.BUY, 10, 70_000, "limit", "KRX")
+    return attrs.evolve(base, **changes)
+
+
+def book(caps: Orders = CAPS) -> Book:
+    return Book(RULES, caps, TTL_S)
+
+
+def placed(orders: Book, wanted: Ask, now: float, situation: Situation = OPEN) -> Order:
+    orders.preview(wanted, at(now), situation)
+    return orders.place(wanted, at(now), situation)
+
+
+def sent(orders: Book, wanted: Ask, now: float) -> Order:
+    placed(orders, wanted, now)
+    order = orders.take(at(now), halted=False)
+    assert order is not None
+    return orders.intended(orders.intend(order, at(now)))
+
+
+def accepted(orders: Book, wanted: Ask, now: float, number: str) -> Order:
+    order = sent(orders, wanted, now)
+    orders.accepted(order.key, Receipt(number, "06010", "100000"), at(now))
+    return orders.orders[order.key]
+
+
+def row(number: str, seconds: float = 0.0, **changes: Any) -> DayRow:
+    time = f"{START + dt.timedelta(seconds=seconds):%H%M%S}"
+    base = DayRow(
+        day=DAY,
+        branch="06010",
+        number=number,
+        original="",
+        side="buy",
+        symbol="005930",
+        type_code="00",
+        exchange="KRX",
+        qty=10,
+        price=70_000,
+        time=time,
+        filled=0,
+        avg_price="",
+        open=10,
+        cancelled=0,
+        rejected=0,
+    )
+    return attrs.evolve(base, **changes)
+
+
+def reason(error: pytest.ExceptionInfo[OrderRefused]) -> str:
+    return error.value.reason
+
+
+class TestIds:
+    def test_the_same_id_is_the_same_order(self) -> None:
+        orders = book()
+        first = accepted(orders, ask(), 0, "77")
+        assert orders.place(ask(), at(1), OPEN) == first
+        assert orders.preview(ask(), at(1), OPEN) == first
+        assert orders.take(at(1), halted=False) is None
+
+    @pytest.mark.parametrize(
+        "other", [{"qty": 11}, {"price": 70_100}, {"side": Side.SELL}, {"symbol": "000660"}]
+    )
+    def test_the_same_id_with_another_body_is_refused(self, other: dict[str, Any]) -> None:
+        orders = book()
+        accepted(orders, ask(), 0, "77")
+        for method in (orders.preview, orders.place):
+            with pytest.raises(OrderRefused) as error:
+                method(ask(**other), at(1), OPEN)
+            assert reason(error) == "id_used"
+
+    def test_ids_belong_to_a_program_and_a_day(self) -> None:
+        orders = book()
+        accepted(orders, ask(), 0, "77")
+        assert placed(orders, ask(client="other"), 1).state is OrderState.QUEUED
+        assert placed(orders, ask(), 86_400).state is OrderState.QUEUED
+        assert len(orders.orders) == 3
+
+    def test_what_was_not_previewed_is_not_placed(self) -> None:
+        orders = book()
+        orders.preview(ask(), at(0), OPEN)
+        for wanted, now in ((ask("b"), 0.0), (ask(qty=9), 0.0), (ask(), CAPS.preview_s)):
+            with pytest.raises(OrderRefused) as error:
+                orders.place(wanted, at(now), OPEN)
+            assert reason(error) == "preview"
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"symbol": "5930"}, "symbol"),
+            ({"symbol": "AAPL"}, "symbol"),
+            ({"qty": 0}, "qty"),
+            ({"qty": -1}, "qty"),
+            ({"price": 70_050}, "tick"),
+            ({"price": None}, "price"),
+            ({"price": 0}, "price"),
+            ({"price": 91_100}, "price"),
+            ({"price": 48_920}, "tick"),
+            ({"price": 48_950}, "price"),
+            ({"type": "market"}, "price"),
+            ({"type": "guess"}, "type"),
+            ({"type": "stop-limit"}, "price"),
+            ({"type": "stop-limit", "exchange": "NXT"}, "price"),
+            ({"type": "single-price"}, "type"),
+            ({"type": "conditional", "exchange": "SOR"}, "type"),
+            ({"exchange": "NYSE"}, "exchange"),
+            ({"qty": 101}, "qty_cap"),
+            ({"id": ""}, "id"),
+            ({"id": "x" * 65}, "id"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, changes: dict[str, Any], why: str) -> None:
+        with pytest.raises(OrderRefused) as error:
+            book().preview(attrs.evolve(ask(), **changes), at(0), OPEN)
+        assert reason(error) == why
+
+    def test_the_refusal_names_what_would_be_right(self) -> None:
+        with pytest.raises(OrderRefused, match="70,000 or 70,100"):
+            book().preview(ask(price=70_050), at(0), OPEN)
+
+    def test_an_etf_moves_by_its_own_steps(self) -> None:
+        etf = attrs.evolve(OPEN, facts=attrs.evolve(FACTS, step=5))
+        assert book().preview(ask(price=70_005), at(0), etf).price == 70_005
+
+    def test_without_a_quote_any_kind_of_step_will_do_and_a_person_is_told(self) -> None:
+        blind = attrs.evolve(OPEN, facts=None)
+        assert "no quote" in book().preview(ask(price=70_005), at(0), blind).warnings[0]
+        with pytest.raises(OrderRefused) as error:
+            book().preview(ask(price=70_001), at(0), blind)
+        assert reason(error) == "tick"
+
+    def test_an_order_without_a_price_counts_at_the_upper_limit(self) -> None:
+        market = ask(price=None, type="market")
+        assert book().preview(market, at(0), OPEN).value == 910_000
+        with pytest.raises(OrderRefused) as error:
+            book(attrs.evolve(CAPS, max_value=900_000)).preview(market, at(0), OPEN)
+        assert reason(error) == "value_cap"
+
+    def test_paper_takes_fewer_kinds(self) -> None:
+        paper = attrs.evolve(OPEN, paper=True)
+        with pytest.raises(OrderRefused) as error:
+            book().preview(ask(type="limit-ioc"), at(0), paper)
+        assert reason(error) == "type"
+        with pytest.raises(OrderRefused) as error:
+            book().preview(ask(exchange="NXT"), at(0), paper)
+        assert reason(error) == "exchange"
+
+    def test_a_closed_market_is_a_warning_that_can_be_passed(self) -> None:
+        closed, orders = attrs.evolve(OPEN, open=False), book()
+        assert orders.preview(ask(), at(0), closed).warnings == ("KRX is closed",)
+        with pytest.raises(OrderRefused) as error:
+            orders.place(ask(), at(0), closed)
+        assert reason(error) == "closed"
+        orders.place(ask(allow_closed=True), at(0), closed)
+
+    def test_a_stopped_symbol_and_one_off_the_list_are_refused(self) -> None:
+        stopped = attrs.evolve(OPEN, facts=attrs.evolve(FACTS, stopped=True))
+        with pytest.raises(OrderRefused) as error:
+            book().preview(ask(), at(0), stopped)
+        assert reason(error) == "stopped"
+        with pytest.raises(OrderRefused) as error:
+            book(attrs.evolve(CAPS, symbols=("000660",))).preview(ask(), at(0), OPEN)
+        assert reason(error) == "symbol_not_allowed"
+
+    def test_the_days_caps_count_what_may_have_been_done(self) -> None:
+        orders = book(attrs.evolve(CAPS, max_day_orders=2))
+        accepted(orders, ask("a"), 0, "1")
+        placed(orders, ask("b", symbol="000660"), 0)
+        with pytest.raises(OrderRefused) as error:
+            orders.preview(ask("c"), at(0), OPEN)
+        assert reason(error) == "day_orders_cap"
+        orders.expire(at(TTL_S))
+        orders.preview(ask("c"), at(TTL_S), OPEN)
+        orders = book(attrs.evolve(CAPS, max_day_value=1_000_000))
+        accepted(orders, ask("a"), 0, "1")
+        with pytest.raises(OrderRefused) as error:
+            orders.preview(ask("b"), at(0), OPEN)
+        assert reason(error) == "day_value_cap"
+
+
+class TestQueue:
+    def test_cancellations_first_then_priority_then_turn(self) -> None:
+        orders = book()
+        accepted(orders, ask("old"), 0, "1")
+        for name, priority in (("a", 0), ("b", 5), ("c", 5)):
+            placed(orders, ask(name, priority=priority), 1)
+        orders.place(cancel("old"), at(1), OPEN)
+        ids = []
+        while (order := orders.take(at(1), halted=False)) is not None:
+            ids.append(order.id)
+        assert ids == ["old.cancel", "b", "c", "a"]
+
+    def test_an_order_expires_rather_than_go_out_late(self) -> None:
+        orders = book()
+        placed(orders, ask("a"), 0)
+        placed(orders, ask("b", ttl_s=10.0), 0)
+        assert orders.next_deadline() == TTL_S
+        order = orders.take(at(TTL_S), halted=False)
+        assert order is not None
+        assert order.id == "b"
+        assert orders.find("a", "bot").state is OrderState.EXPIRED
+        assert orders.take_records() == []
+
+    def test_it_is_bounded(self) -> None:
+        orders = book(attrs.evolve(CAPS, queue=2))
+        placed(orders, ask("a"), 0)
+        placed(orders, ask("b"), 0)
+        with pytest.raises(OrderRefused) as error:
+            placed(orders, ask("c"), 0)
+        assert reason(error) == "queue_full"
+
+    def test_a_halt_stops_what_waits_but_no_cancellation(self) -> None:
+        orders = book()
+        accepted(orders, ask("old"), 0, "1")
+        placed(orders, ask("a"), 1)
+        orders.place(cancel("old"), at(1), attrs.evolve(OPEN, halted=True))
+        order = orders.take(at(1), halted=True)
+        assert order is not None
+        assert order.action is Action.CANCEL
+        assert orders.take(at(1), halted=True) is None
+        assert orders.find("a", "bot").code == "halted"
+        with pytest.raises(OrderRefused) as error:
+            orders.preview(ask("b"), at(1), attrs.evolve(OPEN, halted=True))
+        assert reason(error) == "halted"
+
+
+def cancel(target: str, name: str = "", qty: int = 0) -> Ask:
+    return ask(name or f"{target}.cancel", action=Action.CANCEL, target=target, qty=qty, price=None)
+
+
+def amend(target: str, price: int, name: str) -> Ask:
+    return ask(name, action=Action.AMEND, target=target, price=price, type="", qty=0)
+
+
+class TestDoubt:
+    def test_it_freezes_its_symbol_and_side(self) -> None:
+        orders = book()
+        order = sent(orders, ask("a"), 0)
+        orders.doubt(order.key, "reset", at(1))
+        for other in (ask("b"), ask("b", qty=1, price=69_000)):
+            with pytest.raises(OrderRefused) as error:
+                orders.preview(other, at(2), OPEN)
+            assert reason(error) == "frozen"
+        orders.preview(ask("b", side=Side.SELL), at(2), OPEN)
+        orders.preview(ask("b", symbol="000660"), at(2), OPEN)
+
+    def test_it_stops_what_waits_already(self) -> None:
+        orders = book()
+        placed(orders, ask("a"), 0)
+        placed(orders, ask("b"), 0)
+        order = orders.take(at(0), halted=False)
+        assert order is not None
+        orders.intended(orders.intend(order, at(0)))
+        orders.doubt(order.key, "reset", at(1))
+        assert orders.take(at(1), halted=False) is None
+        assert orders.find("b", "bot").code == "frozen"
+
+    def test_three_stop_all_buys_and_no_cancellation(self) -> None:
+        orders = book()
+        accepted(orders, ask("old", symbol="035420"), 0, "1")
+        for name, symbol in (("a", "005930"), ("b", "000660"), ("c", "035720")):
+            order = sent(orders, ask(name, symbol=symbol), 1)
+            orders.doubt(order.key, "reset", at(1))
+        with pytest.raises(OrderRefused) as error:
+            orders.preview(ask("d", symbol="051910"), at(2), OPEN)
+        assert reason(error) == "frozen"
+        orders.preview(ask("d", symbol="051910", side=Side.SELL), at(2), OPEN)
+        assert orders.place(cancel("old"), at(2), OPEN).state is OrderState.QUEUED
+
+    def test_one_row_that_fits_is_it_but_not_before_the_list_has_caught_up(self) -> None:
+        orders = book()
+        order = sent(orders, ask(), 0)
+        orders.doubt(order.key, "reset", at(1))
+        rows = [row("5001", 0.4), row("5000", 0.0, qty=9), row("4999", 0.0, side="sell")]
+        for now in (2, 8, 13.5):
+            orders.rows(DAY, rows, at(now))
+            assert orders.find("a", "bot").state is OrderState.UNKNOWN
+            assert orders.find("a", "bot").candidates == ("5001",)
+        orders.rows(DAY, rows, at(14.1))
+        found = orders.find("a", "bot")
+        assert (found.state, found.order_no) == (OrderState.ACCEPTED, "5001")
+        assert found.evidence is Evidence.LIST
+
+    def test_two_rows_are_a_persons(self) -> None:
+        orders = book()
+        order = sent(orders, ask(), 0)
+        orders.doubt(order.key, "reset", at(1))
+        orders.rows(DAY, [row("5001"), row("5002", 1)], at(5))
+        assert orders.find("a", "bot").state is OrderState.HUMAN
+        orders.rows(DAY, [row("5001"), row("5002", 1)], at(500))
+        assert orders.find("a", "bot").state is OrderState.HUMAN
+        with pytest.raises(OrderRefused):
+            orders.preview(ask("b"), at(600), OPEN)
+        found = orders.resolve(order.key, number="0000005002", reason="seen in HTS", at=at(700))
+        assert (found.state, found.order_no) == (OrderState.ACCEPTED, "5002")
+        orders.preview(ask("b"), at(701), OPEN)
+
+    def test_no_row_is_no_proof_and_becomes_a_persons(self) -> None:
+        orders = book()
+        order = sent(orders, ask(), 0)
+        orders.doubt(order.key, "reset", at(0))
+        orders.rows(DAY, [], at(CAPS.human_after_s - 1))
+        assert orders.find("a", "bot").state is OrderState.UNKNOWN
+        orders.rows(DAY, [], at(CAPS.human_after_s))
+        assert orders.find("a", "bot").state is OrderState.HUMAN
+        found = orders.resolve(order.key, number=None, reason="not in HTS", at=at(500))
+        assert found.state is OrderState.NOT_EXECUTED
+        orders.preview(ask("b"), at(501), OPEN)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"seconds": -10},
+            {"seconds": 70},
+            {"price": 70_100},
+            {"symbol": "000660"},
+            {"original": "4000"},
+            {"type_code": "11"},
+        ],
+    )
+    def test_a_row_that_does_not_fit_is_never_it(self, other: dict[str, Any]) -> None:
+        orders = book()
+        order = sent(orders, ask(), 0)
+        orders.doubt(order.key, "reset", at(0))
+        for now in (20.0, 40.0):
+            orders.rows(DAY, [row("5001", **other)], at(now))
+        assert orders.find("a", "bot").candidates == ()
+
+    def test_a_row_seen_before_it_was_sent_or_another_orders_is_never_it(self) -> None:
+        orders = book()
+        orders.rows(DAY, [row("4000", 9)], at(9))
+        accepted(orders, ask("first"), 9.5, "4001")
+        order = sent(orders, ask("a"), 10)
+        orders.doubt(order.key, "reset", at(10))
+        orders.rows(DAY, [row("4000", 9), row("4001", 9.5)], at(30))
+        assert orders.find("a", "bot").candidates == ()
+
+    def test_a_notice_proves_nothing_but_holds_the_verdict_back(self) -> None:
+        orders = book()
+        order = sent(orders, ask(), 0)
+        orders.doubt(order.key, "reset", at(1))
+        assert orders.notice(Hint("6000", "", "005930", "buy", 10, ended=False), at(2)) is None
+        for now in (2.0, 20.0, 40.0):
+            orders.rows(DAY, [row("5001")], at(now))
+            assert orders.find("a", "bot").state is OrderState.UNKNOWN
+        orders.rows(DAY, [row("5001"), row("6000", 2, qty=3)], at(50))
+        assert orders.find("a", "bot").order_no == "5001"
+
+    def test_only_what_is_in_doubt_is_resolved_and_only_with_a_number_of_its_own(self) -> None:
+        orders = book()
+        first = accepted(orders, ask("first"), 0, "4001")
+        with pytest.raises(OrderRefused, match="not in doubt"):
+            orders.resolve(first.key, number=None, reason="x", at=at(1))
+        order = sent(orders, ask("a"), 1)
+        orders.doubt(order.key, "reset", at(1))
+        orders.rows(DAY, [row("4000", 1, side="sell")], at(2))
+        for number in ("4001", "4000", "abc"):
+            with pytest.raises(OrderRefused):
+                orders.resolve(order.key, number=number, reason="x", at=at(3))
+
+
+class TestChanges:
+    def test_an_amended_order_lives_under_its_new_number(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        order = orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
+        assert order.qty == 10
+        taken = orders.take(at(1), halted=False)
+        assert taken is not None
+        changed = orders.intended(orders.intend(taken, at(1)))
+        assert changed.original_no == "100"
+        orders.accepted(changed.key, Receipt("101", "06010", "100001"), at(1))
+        assert orders.find("a", "bot").numbers == ("100", "101")
+        rows = [
+            row("100", filled=4, avg_price="70000", open=0, cancelled=6),
+            row("101", 1, original="100", price=70_100, qty=6, filled=2, open=4, avg_price="70100"),
+        ]
+        orders.rows(DAY, rows, at(9))
+        found = orders.find("a", "bot")
+        assert (found.filled_qty, found.open_qty, found.avg_price) == (6, 4, "70033.33")
+        orders.place(cancel("a"), at(10), OPEN)
+        taken = orders.take(at(10), halted=False)
+        assert taken is not None
+        assert Order.from_map(orders.intend(taken, at(10))["order"]).original_no == "101"
+
+    def test_an_amendment_made_in_an_app_is_followed(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        moved = row("300", 5, original="100", price=71_000)
+        orders.rows(DAY, [row("100", open=0), moved], at(9))
+        assert orders.find("a", "bot").live_number == "300"
+
+    def test_an_amendment_in_doubt_is_found_by_what_it_changed(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
+        taken = orders.take(at(1), halted=False)
+        assert taken is not None
+        changed = orders.intended(orders.intend(taken, at(1)))
+        orders.doubt(changed.key, "reset", at(1))
+        rows = [row("100", open=0), row("101", 1, original="100", price=70_100)]
+        for now in (2.0, 20.0):
+            orders.rows(DAY, rows, at(now))
+        assert orders.find("a2", "bot").order_no == "101"
+        assert orders.find("a", "bot").live_number == "101"
+
+    def test_a_cancellation_in_doubt_is_settled_by_the_order_it_was_for(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.place(cancel("a"), at(1), OPEN)
+        taken = orders.take(at(1), halted=False)
+        assert taken is not None
+        changed = orders.intended(orders.intend(taken, at(1)))
+        orders.doubt(changed.key, "reset", at(1))
+        assert orders.doubtful() == []
+        orders.rows(DAY, [row("100")], at(4))
+        assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+        assert orders.cancel_id("bot", orders.find("a", "bot"), at(4)) == "a.cancel2"
+        orders.rows(DAY, [row("100", open=0, cancelled=10)], at(8))
+        assert orders.find("a.cancel", "bot").state is OrderState.ACCEPTED
+
+    def test_what_the_exchange_refused_is_rejected(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.rows(DAY, [row("100", open=0, rejected=10)], at(4))
+        assert orders.find("a", "bot").state is OrderState.REJECTED
+        assert orders.find("a", "bot").evidence is Evidence.LIST
+
+    @pytest.mark.parametrize("state", ["expired", "refused", "queued"])
+    def test_only_an_order_with_a_number_is_changed(self, state: str) -> None:
+        orders = book()
+        if state == "refused":
+            order = sent(orders, ask("a"), 0)
+            orders.refused(order.key, "APBK0919", "closed", at(0))
+        else:
+            placed(orders, ask("a"), 0)
+        if state == "expired":
+            orders.expire(at(9))
+        for change in (cancel("a"), amend("a", 70_100, "a2"), cancel("nobody")):
+            with pytest.raises(OrderRefused) as error:
+                orders.place(change, at(9), OPEN)
+            assert reason(error) == "target"
+
+
+def test_notices_make_the_list_be_read_until_it_has_caught_up() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100")], at(2))
+    assert orders.next_read() == float("inf")
+    key = orders.notice(Hint("100", "", "005930", "buy", 10, ended=False), at(5))
+    assert key is not None
+    assert orders.find("a", "bot").filled_qty == 0
+    assert orders.next_read() == 6.0
+    orders.rows(DAY, [row("100")], at(6.0))
+    assert orders.next_read() == 8.0
+    orders.rows(DAY, [row("100", filled=10, open=0, avg_price="70000")], at(8.0))
+    assert orders.find("a", "bot").filled_qty == 10
+    assert orders.next_read() == float("inf")
+
+
+def test_a_replay_of_any_prefix_doubts_what_was_about_to_be_sent() -> None:
+    orders, records = book(), []
+    for n, end in enumerate(("accepted", "refused", "doubt", "not_sent")):
+        name = f"o{n}"
+        placed(orders, ask(name, symbol=f"00000{n}"), 0)
+        taken = orders.take(at(0), halted=False)
+        assert taken is not None
+        records.append(orders.intend(taken, at(0)))
+        order = orders.intended(records[-1])
+        if end == "accepted":
+            orders.accepted(order.key, Receipt(f"10{n}", "1", "100000"), at(0))
+        elif end == "refused":
+            orders.refused(order.key, "X", "no", at(0))
+        elif end == "doubt":
+            orders.doubt(order.key, "reset", at(0))
+        else:
+            orders.not_sent(order.key, "not_sent", "no route", at(0))
+        records += orders.take_records()
+    again = book()
+    for cut in range(len(records) + 1):
+        again = book()
+        again.replay(records[:cut], at(100))
+        again.replay(records[:cut], at(100))
+        last = {r["order"]["id"]: r["order"]["state"] for r in records[:cut]}
+        for name, state in last.items():
+            found = again.find(name, "bot").state
+            assert found is (OrderState.UNKNOWN if state == "sending" else OrderState(state))
+    assert {o.id for o in again.orders.values()} == {"o0", "o1", "o2", "o3"}
+
+
+@attrs.define
+class Executed:
+    number: str
+    owner: str  # the order's id; empty: a person's own
+    row: DayRow
+    taken: float
+    lag: float
+
+
+@attrs.define
+class Broker:
+    """KIS as the book may meet it: it executes what reaches it, and answers or does not."""
+
+    rng: random.Random
+    orders: list[Executed] = attrs.field(factory=list)
+
+    def execute(self, order: Order, now: float, owner: str) -> Executed:
+        number = str(5001 + len(self.orders))
+        known = row(
+            number,
+            now,
+            symbol=order.symbol,
+            side=str(order.side),
+            qty=order.qty,
+            price=order.price or 0,
+            open=order.qty,
+            channel="OpenAPI" if owner else "MTS",
+        )
+        done = Executed(number, owner, known, now, 0.5 + 5.0 * self.rng.random())
+        self.orders.append(done)
+        return done
+
+    def rows(self, now: float) -> list[DayRow]:
+        return [o.row for o in self.orders if o.taken + o.lag <= now]
+
+
+@attrs.define
+class World:
+    """The book, the disk it leaves, the broker it talks to, and whoever else trades."""
+
+    rng: random.Random
+    people: bool
+    broker: Broker
+    caps: Orders = attrs.field(factory=lambda: attrs.evolve(CAPS, max_day_orders=10_000))
+    disk: list[dict[str, Any]] = attrs.field(factory=list)
+    twins: set[str] = attrs.field(factory=set)
+    now: float = 0.0
+    orders: Book = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.orders = book(self.caps)
+
+    def ask(self) -> None:
+        wanted = ask(
+            f"o{self.rng.randrange(12)}",
+            symbol=self.rng.choice(("005930", "000660")),
+            side=self.rng.choice((Side.BUY, Side.SELL)),
+        )
+        with suppress(OrderRefused):
+            placed(self.orders, wanted, self.now)
+
+    def execute(self) -> None:
+        while (taken := self.orders.take(at(self.now), halted=False)) is not None:
+            self.disk.append(self.orders.intend(taken, at(self.now)))
+            order = self.orders.intended(self.disk[-1])
+            if self.people and self.rng.random() < 0.1:
+                self.broker.execute(order, self.now, "")
+                self.twins.add(order.id)
+            if self.rng.random() < 0.15:
+                self.die(order)
+                return
+            self.meet_fate(order)
+            self.write()
+
+    def die(self, order: Order) -> None:
+        """Killed: before the order reached KIS, or after it did."""
+        if self.rng.random() < 0.5:
+            self.broker.execute(order, self.now, order.id)
+        if self.rng.random() < 0.5:
+            self.write()
+        self.orders = book(self.caps)
+        self.orders.replay(self.disk, at(self.now))
+
+    def meet_fate(self, order: Order) -> None:
+        moment = at(self.now)
+        match self.rng.randrange(6):
+            case 0:
+                self.orders.not_sent(order.key, "not_sent", "no route", moment)
+            case 1:
+                self.orders.refused(order.key, "APBK0919", "closed", moment)
+            case 2:
+                self.orders.doubt(order.key, "reset before", moment)
+            case 3:
+                self.broker.execute(order, self.now, order.id)
+                self.orders.doubt(order.key, "reset after", moment)
+            case _:
+                done = self.broker.execute(order, self.now, order.id)
+                receipt = Receipt(done.number, "06010", done.row.time)
+                self.orders.accepted(order.key, receipt, moment)
+
+    def read(self) -> None:
+        self.orders.rows(DAY, self.broker.rows(self.now), at(self.now))
+        self.write()
+
+    def write(self) -> None:
+        self.disk += self.orders.take_records()
+
+    def check(self) -> None:
+        ours = [o.owner for o in self.broker.orders if o.owner]
+        assert len(ours) == len(set(ours)), "an id was executed twice"
+        for order in self.orders.orders.values():
+            truth = [o.number for o in self.broker.orders if o.owner == order.id]
+            if order.state is OrderState.ACCEPTED:
+                assert [order.order_no] == truth
+            if order.state in FINAL:
+                assert truth == []
+            if truth and not self.twins:
+                assert order.state is OrderState.ACCEPTED, "found in the list within the time"
+            if truth:
+                assert order.state in {OrderState.ACCEPTED, OrderState.HUMAN}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(5, 60), st.booleans())
+def test_no_history_executes_an_id_twice_or_settles_one_wrongly(
+    seed: int, steps: int, people: bool
+) -> None:
+    rng = random.Random(seed)
+    world = World(rng, people, Broker(rng))
+    # One order is known to be ours: what a person enters looks otherwise in the list.
+    first = sent(world.orders, ask("first", symbol="035720"), 0)
+    world.orders.accepted(
+        first.key, Receipt(world.broker.execute(first, 0, "first").number, "", ""), at(0)
+    )
+    world.disk += [{"order": world.orders.find("first", "bot").to_map()}]
+    world.now = 10.0
+    world.read()
+    for _ in range(steps):
+        world.now += rng.choice((0.05, 0.3, 1.0, 4.0, 20.0))
+        if rng.random() < 0.75:
+            world.ask()
+        world.execute()
+        if rng.random() < 0.6:
+            world.read()
+    for _ in range(40):
+        world.now += 3.0
+        world.read()
+    world.check()
+
+
+def test_a_single_row_that_came_by_another_way_is_a_persons_to_judge() -> None:
+    orders = book()
+    accepted(orders, ask("first", symbol="000660"), 0, "4000")
+    ours = row("4000", symbol="000660", channel="OpenAPI")
+    order = sent(orders, ask("a"), 1)
+    orders.doubt(order.key, "reset", at(1))
+    for now in (2.0, 20.0):
+        orders.rows(DAY, [ours, row("5001", 1, channel="MTS")], at(now))
+    assert orders.find("a", "bot").state is OrderState.HUMAN
+    order = sent(orders, ask("b", side=Side.SELL), 21)
+    orders.doubt(order.key, "reset", at(21))
+    for now in (22.0, 40.0):
+        orders.rows(DAY, [ours, row("5002", 21, side="sell", channel="OpenAPI")], at(now))
+    assert orders.find("b", "bot").state is OrderState.ACCEPTED
+
+
+def test_an_order_and_its_twin_are_never_told_apart_by_a_guess() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        orders, broker = book(), Broker(rng)
+        order = sent(orders, ask(), 0)
+        for owner in rng.sample(["a", ""], 2):
+            broker.execute(order, 0.0, owner)
+        orders.doubt(order.key, "reset", at(rng.random()))
+        for now in range(1, 40):
+            orders.rows(DAY, broker.rows(now), at(now))
+        assert orders.find("a", "bot").state is OrderState.HUMAN

@@ -1,0 +1,389 @@
+"""The desk: what is answered from what is known, what shares a call, who is told what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from kisfeed.config import Quotes as Rules
+from kisfeed.core.quotes import Desk, Flight, Key, Kind, Ticket
+from kisfeed.kfp.models import Price
+
+RULES = Rules()
+SYMBOLS = [f"{100_000 + n}" for n in range(200)]
+
+
+def price(symbol: str) -> Price:
+    blank: dict[str, Any] = dict.fromkeys(attrs.fields_dict(Price))
+    return Price(**{**blank, "symbol": symbol, "venue": "krx", "ts": 0, "stale": False})
+
+
+@attrs.define(eq=False)
+class World:
+    """A desk with a KIS that answers when told."""
+
+    most: int = 30
+    rules: Rules = RULES
+    streaming: dict[str, Price] = attrs.field(factory=dict)
+    now: float = 0.0
+    desk: Desk = attrs.field(init=False)
+    made: list[tuple[str, ...]] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        most = {(Kind.PRICE, "krx"): self.most, (Kind.DAILY, "krx"): 1}
+        self.desk = Desk(self.rules, most, lambda _venue, symbol: self.streaming.get(symbol))
+
+    def ask(self, *symbols: str, **how: Any) -> Ticket:
+        return self.desk.ask(Kind.PRICE, "krx", symbols, self.now, **how)
+
+    def take(self, wait_s: float = RULES.window_s) -> list[Flight]:
+        self.now += wait_s
+        flights = self.desk.take(self.now)
+        self.made += [flight.symbols for flight in flights]
+        return flights
+
+    def answer(self, flight: Flight, unknown: tuple[str, ...] = ()) -> list[Ticket]:
+        values = {s: price(s) for s in flight.symbols if s not in unknown}
+        return self.desk.answered(flight, values, self.now + self.rules.price_ttl_s, self.now)
+
+    def serve(self) -> None:
+        """Answer everything that is wanted."""
+        while flights := self.take():
+            for flight in flights:
+                self.answer(flight)
+
+
+def found(ticket: Ticket) -> set[str]:
+    assert ticket.done
+    return {key.symbol for key in ticket.found}
+
+
+def test_a_streaming_symbol_costs_no_call() -> None:
+    world = World(streaming={"005930": price("005930")})
+    assert found(world.ask("005930")) == {"005930"}
+    assert world.desk.next_deadline() == math.inf
+
+
+def test_fresh_asks_kis_for_a_streaming_symbol_too() -> None:
+    world = World(streaming={"005930": price("005930")})
+    ticket = world.ask("005930", fresh=True)
+    assert not ticket.done
+    world.serve()
+    assert world.made == [("005930",)]
+
+
+def test_forty_callers_of_one_symbol_share_one_call() -> None:
+    world = World()
+    tickets = [world.ask("005930") for _ in range(20)]
+    (flight,) = world.take()
+    tickets += [world.ask("005930") for _ in range(20)]
+    assert set(world.answer(flight)) == set(tickets)
+    assert world.take() == []
+
+
+def test_what_is_known_is_not_asked_until_its_time_is_up() -> None:
+    world = World()
+    world.ask("005930")
+    world.serve()
+    world.now += RULES.price_ttl_s - 0.2
+    assert world.ask("005930").done
+    world.now += 0.2
+    assert not world.ask("005930").done
+
+
+def test_a_fresh_question_is_not_answered_by_a_call_that_began_before_it() -> None:
+    world = World()
+    first = world.ask("005930")
+    (flight,) = world.take()
+    fresh, other = world.ask("005930", fresh=True), world.ask("005930", fresh=True)
+    assert world.answer(flight) == [first]
+    (second,) = world.take()
+    assert set(world.answer(second)) == {fresh, other}
+
+
+def test_questions_are_collected_for_the_window_or_until_the_call_is_full() -> None:
+    world = World()
+    world.ask("000001")
+    assert world.desk.next_deadline() == RULES.window_s
+    assert world.take(RULES.window_s / 2) == []
+    world.ask(*SYMBOLS[:29])
+    assert [len(f.symbols) for f in world.take(0.0)] == [30]
+
+
+def test_a_call_with_room_takes_those_nearest_to_their_end_along() -> None:
+    world = World()
+    older, newer = SYMBOLS[:30], SYMBOLS[30:60]
+    for symbols in (older, newer):
+        world.ask(*symbols)
+        world.serve()
+        world.now += 1.0
+    world.ask("999000")
+    world.serve()
+    asked, *along = world.made[-1]
+    assert asked == "999000"
+    assert len(along) == 29
+    assert set(along) < set(older)
+
+
+def test_no_call_is_made_along_for_what_was_not_asked_lately() -> None:
+    world = World()
+    world.ask(*SYMBOLS[:5])
+    world.serve()
+    world.now += RULES.recent_s + 1
+    world.ask("999000")
+    world.serve()
+    assert world.made[-1] == ("999000",)
+
+
+def test_on_paper_every_symbol_has_a_call_of_its_own_and_waits_for_no_window() -> None:
+    world = World(most=1)
+    world.ask("005930", "000660")
+    assert [f.symbols for f in world.take(0.0)] == [("005930",), ("000660",)]
+
+
+def test_a_caller_that_leaves_hurts_nobody() -> None:
+    world = World()
+    gone, stays = world.ask("005930"), world.ask("005930")
+    world.desk.withdraw(gone)
+    (flight,) = world.take()
+    late = world.ask("005930")
+    world.desk.withdraw(late)
+    assert world.answer(flight) == [stays]
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked() -> None:
+    world = World()
+    world.desk.withdraw(world.ask("005930"))
+    assert world.take() == []
+
+
+def test_while_kis_is_down_the_last_value_is_served_marked() -> None:
+    world = World()
+    world.ask("005930")
+    world.serve()
+    world.now += 60
+    first = world.ask("005930", "000660")
+    (flight,) = world.take()
+    assert world.desk.failed(flight, "upstream_down") == [first]
+    (known,) = first.found.values()
+    assert known.stale
+    assert known.ts == 0
+    assert first.missing == {Key(Kind.PRICE, "krx", "000660"): "upstream_down"}
+
+
+def test_while_kis_is_down_nobody_waits_for_what_is_known() -> None:
+    world = World()
+    world.ask("005930")
+    world.serve()
+    world.now += 60
+    world.ask("005930")
+    (flight,) = world.take()
+    world.desk.failed(flight, "upstream_down")
+    for _ in range(10):
+        assert next(iter(world.ask("005930").found.values())).stale
+    # One call finds out whether KIS is back; its answer ends it.
+    (probe,) = world.take()
+    world.answer(probe)
+    assert not next(iter(world.ask("005930").found.values())).stale
+
+
+def test_a_symbol_that_a_batch_leaves_out_is_asked_alone_once() -> None:
+    world = World()
+    ticket = world.ask("005930", "999999")
+    (flight,) = world.take()
+    assert world.answer(flight, unknown=("999999",)) == []
+    (alone,) = world.take(0.0)
+    assert alone.symbols == ("999999",)
+    assert world.answer(alone, unknown=("999999",)) == [ticket]
+    assert list(ticket.missing.values()) == ["unknown_symbol"]
+    assert world.ask("999999").done
+
+
+def test_a_refused_batch_is_halved_until_the_culprit_stands_alone() -> None:
+    world = World()
+    ticket = world.ask(*SYMBOLS[:30])
+    bad, calls = SYMBOLS[17], 0
+    while flights := world.take():
+        for flight in flights:
+            calls += 1
+            if bad in flight.symbols:
+                world.desk.refused(flight, "rejected", world.now)
+            else:
+                world.answer(flight)
+    assert list(ticket.missing) == [Key(Kind.PRICE, "krx", bad)]
+    assert len(found(ticket)) == 29
+    assert calls <= 2 * math.ceil(math.log2(30)) + 1
+
+
+def test_batches_shrink_when_calls_get_no_answer_and_grow_again() -> None:
+    world = World()
+    sizes = []
+    for round_number in range(20):
+        ticket = world.ask(*SYMBOLS[:30], fresh=True)
+        flights = world.take()
+        sizes.append(max(len(f.symbols) for f in flights))
+        for flight in flights:
+            if round_number < 2:
+                world.desk.failed(flight, "upstream_down")
+            else:
+                world.answer(flight)
+        while not ticket.done:
+            for flight in world.take():
+                world.answer(flight)
+    assert sizes[0] == 30
+    assert min(sizes) < 15
+    assert sizes[-1] == 30
+
+
+def test_when_kis_refuses_the_rate_less_is_asked_along_but_callers_share_as_before() -> None:
+    world = World()
+    along = []
+    for round_number in range(20):
+        world.ask(*SYMBOLS[:40])
+        world.serve()
+        world.now += RULES.price_ttl_s
+        world.ask("999000")
+        (flight,) = world.take()
+        along.append(len(flight.symbols))
+        if round_number < 2:
+            world.desk.failed(flight, "rate_limited")
+            world.ask(*SYMBOLS[:40], fresh=True)
+            (full, *_) = world.take()
+            assert len(full.symbols) == 30
+            world.desk.failed(full, "rate_limited")
+        else:
+            world.answer(flight)
+        world.serve()
+        world.now += RULES.price_ttl_s
+    assert along[0] == 30
+    assert min(along) < 15
+    assert along[-1] == 30
+
+
+def test_the_queue_is_bounded() -> None:
+    world = World(rules=attrs.evolve(RULES, max_waiting=10))
+    ticket = world.ask(*SYMBOLS[:25])
+    assert list(ticket.missing.values()) == ["rate_limited"] * 15
+    background = world.ask(*SYMBOLS[50:60], background=True)
+    assert list(background.missing.values()) == ["rate_limited"] * 10
+
+
+def test_who_waits_goes_before_the_background() -> None:
+    world = World(most=2)
+    world.ask("000001", background=True)
+    world.ask("000002", background=True)
+    world.ask("000003", "000004")
+    assert world.take()[0].symbols == ("000003", "000004")
+
+
+def test_prices_never_wait_behind_reference_data() -> None:
+    world = World()
+    world.desk.ask(Kind.DAILY, "krx", SYMBOLS, 0.0)
+    first = world.take(0.0)
+    assert {flight.kind for flight in first} == {Kind.DAILY}
+    assert len(first) < 10
+    world.ask("005930")
+    assert [flight.kind for flight in world.take()] == [Kind.PRICE]
+
+
+def test_a_kind_that_this_environment_lacks_is_told_at_once() -> None:
+    ticket = World().desk.ask(Kind.INFO, "krx", ["005930"], 0.0)
+    assert ticket.done
+    assert list(ticket.missing.values()) == ["not_entitled"]
+
+
+def test_time_up_gives_what_there_is() -> None:
+    world = World()
+    world.ask("005930")
+    world.serve()
+    world.now += 60
+    ticket = world.ask("005930", "000660")
+    world.desk.give_up(ticket)
+    assert found(ticket) == {"005930"}
+    assert list(ticket.missing.values()) == ["timeout"]
+    assert world.take() == []
+
+
+def test_three_thousand_questions_a_minute_over_200_symbols_cost_at_most_300_calls() -> None:
+    world = World()
+    due: list[tuple[float, Flight]] = []
+    for question in range(3000):
+        world.now = question * 0.02
+        world.ask(SYMBOLS[question * 7919 % 200])
+        due += [(world.now + 0.1, flight) for flight in world.take(0.0)]
+        for at, flight in list(due):
+            if at <= world.now:
+                world.answer(flight)
+                due.remove((at, flight))
+    assert len(world.made) <= 300
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "fresh", "leave", "take", "answer", "fail", "refuse", "late"]),
+        st.integers(0, 11),
+        st.integers(0, 11),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150)
+@given(STEPS, st.sampled_from([1, 3, 30]))
+def test_every_question_ends_in_exactly_one_answer(
+    steps: list[tuple[str, int, int]], most: int
+) -> None:
+    world = World(most=most)
+    asked: list[tuple[Ticket, set[str]]] = []
+    gone: set[Ticket] = set()
+    told: list[Ticket] = []
+    flying: list[Flight] = []
+
+    def end(flight: Flight, how: str) -> None:
+        if how == "fail":
+            told.extend(world.desk.failed(flight, "upstream_down"))
+        elif how == "refuse":
+            told.extend(world.desk.refused(flight, "rejected", world.now))
+        else:
+            told.extend(world.answer(flight, unknown=(SYMBOLS[11],)))
+
+    for step, first, second in steps:
+        world.now += 0.01 * first
+        if step in {"ask", "fresh"}:
+            chosen = SYMBOLS[min(first, second) : max(first, second) + 1]
+            ticket = world.ask(*chosen, fresh=step == "fresh")
+            asked.append((ticket, set(chosen)))
+        elif step == "leave" and asked:
+            ticket = asked[first % len(asked)][0]
+            if not ticket.done:
+                gone.add(ticket)
+            world.desk.withdraw(ticket)
+        elif step == "take":
+            flying += world.take()
+        elif step == "late":
+            world.now += 3.0
+        elif flying:
+            end(flying.pop(first % len(flying)), step)
+    while flying or (flying := world.take()):
+        end(flying.pop(), "answer")
+    assert world.desk.next_deadline() == math.inf
+    for ticket, symbols in asked:
+        assert ticket.done
+        if ticket not in gone:
+            assert {key.symbol for key in (*ticket.found, *ticket.missing)} == symbols
+            assert len(ticket.found) + len(ticket.missing) == len(symbols)
+    assert len(told) == len(set(told))
+    assert not gone & set(told)
+
+
+@pytest.mark.parametrize("most", [1, 30])
+def test_no_call_carries_more_than_it_may(most: int) -> None:
+    world = World(most=most)
+    world.ask(*SYMBOLS)
+    world.serve()
+    assert max(map(len, world.made)) <= most
+    assert sorted(s for symbols in world.made for s in symbols) == SYMBOLS
