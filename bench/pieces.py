@@ -22,10 +22,11 @@ import trio
 from bench import ends, receivers, wire
 from kisfeed import config, limits
 from kisfeed.config import Environment
-from kisfeed.core.engine import Engine, Instant, SendRegistration, SubSpec
+from kisfeed.core.engine import Engine, Instant, SendRegistration
 from kisfeed.core.outbox import Outbox, Tick, runs
 from kisfeed.core.pacing import Hygiene
 from kisfeed.core.streams import Subscriber
+from kisfeed.core.subscriptions import SubSpec
 from kisfeed.gateway.channel import EventChannel
 from kisfeed.kfp.events import Event, row_event
 from kisfeed.kfp.messages import Mode, Type
@@ -129,7 +130,7 @@ class Core:
             max_age_latest_s=1e9,
         )
         made = Subscriber(f"s{conn}", conn, "reader", box, encode=encode)
-        self.engine.attach(made)
+        self.engine.subscriptions.attach(made)
         at = Instant(self.now, _WALL)
         self.engine.subscribe(made, [SubSpec(topic) for topic in topics], at, lambda _: b"")
         return made
@@ -431,7 +432,7 @@ def reader_stall() -> float:
         step(partial(read, frames[n * 5 : n * 5 + 160] + junk))
         step(partial(join, 1000 + n))
         step(partial(core.engine.status, core.now))
-        step(partial(core.engine.clients, core.now))
+        step(partial(core.engine.subscriptions.clients, core.now))
         step(partial(core.engine.slots, core.now))
         if n % 3 == 2:
             step(partial(core.engine.detach, coming.pop(), at))

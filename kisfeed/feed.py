@@ -22,12 +22,13 @@ import trio
 from kisfeed import places
 from kisfeed.appkeys import appkey_name
 from kisfeed.config import HOSTS, Config, Endpoints, Environment, Secret, State
-from kisfeed.core.engine import Engine, Instant, SubSpec
+from kisfeed.core.engine import Engine, Instant
 from kisfeed.core.limiter import PROFILES, Limiter
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.pollplan import PollPlan
 from kisfeed.core.quotes import Kind as Question
 from kisfeed.core.streams import Subscriber
+from kisfeed.core.subscriptions import SubSpec
 from kisfeed.core.told import notice_fields
 from kisfeed.errors import ConfigError, StateError, UnknownTopic, UsageError
 from kisfeed.gateway.channel import EventChannel, EventPump
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from kisfeed import simulator
-    from kisfeed.core.engine import SubResult
     from kisfeed.core.pollplan import Want
+    from kisfeed.core.subscriptions import SubResult
     from kisfeed.core.told import Missed
     from kisfeed.kfp.models import Answers, DailyPrice, Price, SymbolInfo
     from kisfeed.kfp.orders import Order
@@ -206,7 +207,7 @@ class Feed:
         )
         subscriber.sink = channel
         self._channels[conn] = channel
-        self.engine.attach(subscriber)
+        self.engine.subscriptions.attach(subscriber)
         subscriber.control(self.engine.session()[1], self.clock.now())
         specs = [SubSpec(topic, how, hz, prio, passive, image) for topic in topics]
         for result in self.engine.subscribe(subscriber, specs, self.at()):
@@ -257,11 +258,11 @@ class Feed:
 
     def to_poll(self) -> list[Want]:
         """Topics that live on polled prices now."""
-        return self.engine.to_poll(self.clock.wall_ns())
+        return self.engine.prices.to_poll(self.clock.wall_ns())
 
     def polled(self, prices: Mapping[RegKey, Price], failed: Sequence[RegKey]) -> None:
         """Prices for such topics have come, and for *failed* they have not."""
-        self.engine.polled(prices, failed, self.at())
+        self.engine.prices.polled(prices, failed, self.at())
         self.publish()
 
     def status(self) -> dict[str, Any]:
@@ -336,7 +337,7 @@ class _Door:
         self._calls = {
             "status": lambda _: self._feed.status(),
             "slots": lambda _: {"slots": engine.slots(now()), **engine.slots_map()},
-            "clients": lambda _: {"clients": engine.clients(now())},
+            "clients": lambda _: {"clients": engine.subscriptions.clients(now())},
             "slots.pin": lambda a: self._pin(a, pinned=True),
             "slots.unpin": lambda a: self._pin(a, pinned=False),
             "reconnect": lambda _: self._reconnect(),
@@ -382,7 +383,7 @@ class _Door:
         return self._feed.engine.slots_map()
 
     def attach(self, subscriber: Subscriber) -> None:
-        self._feed.engine.attach(subscriber)
+        self._feed.engine.subscriptions.attach(subscriber)
 
     def detach(self, subscriber: Subscriber) -> None:
         self._feed.engine.detach(subscriber, self._feed.at())
@@ -418,7 +419,7 @@ class _Door:
         return baseline
 
     def image(self, topic: str) -> tuple[SubResult, bytes | None]:
-        return self._feed.engine.image(topic, self._feed.at())
+        return self._feed.engine.subscriptions.image(topic, self._feed.at())
 
     def fields(self, schema: str) -> list[str]:
         return self._feed.engine.fields(schema)
@@ -697,7 +698,7 @@ async def _open_held(
             side.kis,
             config.quotes,
             clock,
-            lambda venue, symbol: engine.live_price(venue, symbol, clock.wall_ns()),
+            lambda venue, symbol: engine.prices.live(venue, symbol, clock.wall_ns()),
             lambda symbol: share.fullmatch(symbol) is not None,
         )
 
@@ -738,7 +739,7 @@ async def _open_held(
             if orders.desk is not None:
                 engine.join, engine.notices_resumed = orders.desk.notice, orders.desk.gap
                 nursery.start_soon(orders.desk.run)
-            nursery.start_soon(quotes.keep_ready, calendar, engine.known_symbols)
+            nursery.start_soon(quotes.keep_ready, calendar, engine.prices.symbols)
             if config.quotes.poll_s > 0:
                 nursery.start_soon(quotes.poll, _poll_plan(config), feed.to_poll, feed.polled)
             try:

@@ -11,10 +11,11 @@ import attrs
 from kisfeed import limits
 from kisfeed.config import Environment, Session
 from kisfeed.core.connection import Close, Dial, FetchKey, Reason
-from kisfeed.core.engine import Engine, Instant, SendRegistration, SendText, SubSpec
+from kisfeed.core.engine import Engine, Instant, SendRegistration, SendText
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.pacing import Hygiene
 from kisfeed.core.streams import Subscriber
+from kisfeed.core.subscriptions import SubSpec
 from kisfeed.kfp.events import Event, Gap, Lost, Row, Status
 from kisfeed.kis import server
 from kisfeed.kis.catalogue import Catalogue
@@ -127,7 +128,7 @@ class Bench:
             max_age_latest_s=math.inf,
         )
         subscriber = Subscriber(f"test {self._conns}", self._conns, "reader", outbox, encode=encode)
-        self.engine.attach(subscriber)
+        self.engine.subscriptions.attach(subscriber)
         return subscriber
 
     def subscribe(self, *topics: str, settle: bool = True, **spec: Any) -> Subscriber:

@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from kisfeed.config import Session
 from kisfeed.core.connection import Close, Reason, State
-from kisfeed.core.engine import Count, SendRegistration, SendText, SubResult, SubSpec
+from kisfeed.core.engine import Count, SendRegistration, SendText
+from kisfeed.core.subscriptions import SubResult, SubSpec
 from kisfeed.errors import UnknownTopic
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.events import Gap, Raw, Status, Trade
@@ -162,7 +163,7 @@ def test_who_goes_takes_its_interest_along() -> None:
     assert bench.engine.interest.any_active()
     bench.engine.detach(two, bench.at())
     assert not bench.engine.interest.any_active()
-    assert bench.engine.clients(bench.now) == []
+    assert bench.engine.subscriptions.clients(bench.now) == []
 
 
 def test_retuning_gives_a_new_baseline_and_keeps_what_is_not_named() -> None:
@@ -353,7 +354,7 @@ def test_a_lost_session_makes_everything_suspect_and_each_topic_tells_its_recove
     down = [e for e in told if isinstance(e, events.Session)]
     assert down[-1].data == Data.SUSPECT
     assert down[-1].state == State.RECONNECT_BACKOFF
-    image = bench.engine.image(TRADE, bench.at())[0]
+    image = bench.engine.subscriptions.image(TRADE, bench.at())[0]
     assert (image.stream, image.data) == (Stream.RECOVERING, Data.SUSPECT)
     bench.reconnect()
     told = bench.take(subscriber)
@@ -686,7 +687,13 @@ def test_what_is_shown_is_json() -> None:
 
     def look() -> None:
         engine = bench.engine
-        shown.extend([engine.status(bench.now), engine.slots(bench.now), engine.clients(bench.now)])
+        shown.extend(
+            [
+                engine.status(bench.now),
+                engine.slots(bench.now),
+                engine.subscriptions.clients(bench.now),
+            ]
+        )
         shown.extend([engine.session_map(), engine.slots_map()])
 
     look()
@@ -701,15 +708,15 @@ def test_what_is_shown_is_json() -> None:
 
 def test_an_image_is_given_without_an_interest() -> None:
     bench = Bench()
-    result, frame = bench.engine.image(TRADE, bench.at())
+    result, frame = bench.engine.subscriptions.image(TRADE, bench.at())
     assert (result.sid, frame) == (1, None)
     bench.subscribe(TRADE)
     bench.rows(trade(100))
-    result, frame = bench.engine.image(TRADE, bench.at())
+    result, frame = bench.engine.subscriptions.image(TRADE, bench.at())
     assert frame is not None
     assert codec.Decoder().feed(frame)[0][:3] == [Type.IMAGE, 1, 1]
     with pytest.raises(UnknownTopic):
-        bench.engine.image("trade.mars.1", bench.at())
+        bench.engine.subscriptions.image("trade.mars.1", bench.at())
 
 
 def test_a_suspended_machine_doubts_its_session() -> None:

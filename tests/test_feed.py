@@ -92,7 +92,7 @@ async def test_events_are_fanned_into_the_callers_own_channel(
             assert lost.topic == TRADE
             assert lost.n == lost.to_sseq - lost.from_sseq + 1
             pump.close()
-            assert world.feed.engine.clients(0.0) == []
+            assert world.feed.engine.subscriptions.clients(0.0) == []
 
 
 async def test_losses_are_told_though_nothing_more_arrives(
@@ -138,7 +138,7 @@ async def test_a_channel_that_its_owner_closed_does_not_harm_the_feed(
         receive.close()
         await trio.sleep(5)
         assert pump.closed
-        assert [client["conn"] for client in world.feed.engine.clients(0.0)] == [1]
+        assert [client["conn"] for client in world.feed.engine.subscriptions.clients(0.0)] == [1]
         assert any(isinstance(e, Trade) for e in drain(other))
 
 
@@ -155,7 +155,7 @@ async def test_what_cannot_be_subscribed_leaves_nothing_behind(
                 world.feed.subscribe(TRADE, mode="hz", hz=hz)
         with pytest.raises(UsageError, match="prio"):
             world.feed.subscribe(TRADE, prio=10)
-        assert world.feed.engine.clients(0.0) == []
+        assert world.feed.engine.subscriptions.clients(0.0) == []
         await trio.sleep(5)
         assert world.state == "IDLE"
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from kisfeed.config import Gateway
-from kisfeed.core.engine import SubResult, SubSpec
+from kisfeed.core.subscriptions import SubResult, SubSpec
 from kisfeed.errors import KisUnreachable, ServerRefused, UnknownTopic, UsageError
 from kisfeed.gateway.fanout import Fanout
 from kisfeed.gateway.listener import open_unix_listener

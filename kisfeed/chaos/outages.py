@@ -11,7 +11,7 @@ import attrs
 from kisfeed.chaos.storms import KST, topic
 from kisfeed.chaos.world import Spell, Weather, World
 from kisfeed.core.connection import State
-from kisfeed.core.engine import SubSpec
+from kisfeed.core.subscriptions import SubSpec
 from kisfeed.seams import seeded_rng
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import attrs
 from kisfeed.chaos import checks
 from kisfeed.chaos.world import Spell, Weather, World
 from kisfeed.core.connection import State
-from kisfeed.core.engine import SubSpec
+from kisfeed.core.subscriptions import SubSpec
 from kisfeed.seams import Seeded, seeded_rng
 
 KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")

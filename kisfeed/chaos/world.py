@@ -21,7 +21,7 @@ import attrs
 from kisfeed import schemas
 from kisfeed.config import Environment, Session as SessionRules
 from kisfeed.core.connection import Close, Dial, DialFailure, FetchKey, Reason, SaveHygiene
-from kisfeed.core.engine import Engine, Instant, SendRegistration, SendText, SubSpec
+from kisfeed.core.engine import Engine, Instant, SendRegistration, SendText
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.pacing import Hygiene
 from kisfeed.core.registrations import State as SlotState
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from kisfeed.core.subscriptions import SubSpec
     from kisfeed.kis.catalogue import RegKey
     from kisfeed.limits import Limits
     from kisfeed.seams import Seeded
@@ -327,7 +328,7 @@ class World:
         )
         self._subscriber = Subscriber("world", 1, "reader", outbox, encode=False)
         self._accounts = {}
-        self.engine.attach(self._subscriber)
+        self.engine.subscriptions.attach(self._subscriber)
         self.engine.start(self._instant())
         if self.wanted:
             self.engine.subscribe(self._subscriber, list(self.wanted.values()), self._instant())

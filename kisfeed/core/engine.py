@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import attrs
 
-from kisfeed.core import connection as conn, liveness as live, quoting, registrations as regs
+from kisfeed.core import connection as conn, liveness as live, registrations as regs
 from kisfeed.core.connection import Connection, Reason, State
 from kisfeed.core.interest import Interest
 from kisfeed.core.liveness import Liveness
 from kisfeed.core.market import TELLING, Market
-from kisfeed.core.pollplan import Want
+from kisfeed.core.noticelog import NOTICE, NoticeLog
+from kisfeed.core.prices import Prices
 from kisfeed.core.registrations import Registrations
 from kisfeed.core.streams import Subscriber, TopicStream, Touched
-from kisfeed.errors import UnknownTopic
-from kisfeed.kfp import codec, events
-from kisfeed.kfp.messages import Code, Data, ErrorCode, Mode, Stream, Type
+from kisfeed.core.subscriptions import Subscriptions
+from kisfeed.core.topics import Topics
+from kisfeed.kfp import events
+from kisfeed.kfp.messages import Code, Data, Mode, Stream, Type
 from kisfeed.kis import frames, notices, rows
 from kisfeed.kis.codes import Meaning
 
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
     from kisfeed.config import Session
     from kisfeed.core.gaps import Missed
     from kisfeed.core.pacing import Hygiene
-    from kisfeed.kfp.models import Price
-    from kisfeed.kis.catalogue import Catalogue, Layout, RegKey, Topic, Tr
+    from kisfeed.core.subscriptions import SubResult, SubSpec
+    from kisfeed.core.topics import Route
+    from kisfeed.kis.catalogue import Catalogue, Layout, RegKey, Tr
     from kisfeed.kis.codes import Codes
     from kisfeed.kis.control import Ack
     from kisfeed.kis.sessions import Calendar
@@ -46,9 +49,6 @@ _LIVE: Final = frozenset({State.AUTHENTICATED, State.SUBSCRIBED, State.STREAMING
 _READY: Final = frozenset({State.SUBSCRIBED, State.STREAMING})
 _BY_LINK: Final = frozenset({Reason.LINK_SILENT, Reason.SUSPENDED})
 _EVENTS_KEPT: Final = 50
-_NOTICE: Final = "notice.v1"
-_KST_NS: Final = 9 * 3_600 * 10**9
-_DAY_NS: Final = 86_400 * 10**9
 _SUBSCRIBED: Final = "OPSP0000"
 _MOST_LANES: Final = 1024
 _LOOK_AGAIN_S: Final = 1.0  # rows that say the same of the market are not looked at more often
@@ -81,35 +81,6 @@ class SendRegistration:
 Action = SendText | SendRegistration | conn.FetchKey | conn.Dial | conn.Close | conn.SaveHygiene
 
 
-@attrs.frozen
-class SubSpec:
-    """What a program asks of one topic (KFP/1 SUB)."""
-
-    topic: str
-    mode: Mode = Mode.ALL
-    hz: float = 0.0
-    prio: int = 0
-    passive: bool = False
-    image: bool = True
-    poll: bool = True
-    after: int | None = None
-
-
-@attrs.frozen
-class SubResult:
-    """The answer for one topic; ``sid`` is None where it was refused."""
-
-    topic: str
-    sid: int | None
-    schema: str = ""
-    scale: int = 0
-    sseq: int = 0
-    stream: int = Stream.CLOSED
-    data: int = Data.NONE
-    code: str = Code.NONE
-    text: str = ""
-
-
 class Count(enum.StrEnum):
     """What the engine counts; the names of ``kisfeed status``."""
 
@@ -128,31 +99,6 @@ class Count(enum.StrEnum):
     UNREADABLE = "unreadable"
 
 
-@attrs.frozen
-class _Refusal:
-    code: ErrorCode
-    text: str
-
-
-@attrs.define(eq=False)
-class _Route:
-    """Where the records of one registration go."""
-
-    key: RegKey
-    typed: TopicStream | None = None
-    raw: TopicStream | None = None
-    held: bool = False
-    halted: bool = False
-    quiet_before: bool = False  # given up without data, and taken again
-    had_data: bool = False
-    data_at: float = -math.inf  # liveness knows of data until then
-    said: tuple[Any, ...] | None = None  # of the market, by the last row that was looked at
-    look_again: float = -math.inf
-
-    def streams(self) -> list[TopicStream]:
-        return [stream for stream in (self.typed, self.raw) if stream is not None]
-
-
 class _Lane(NamedTuple):
     """The short way of frames that begin alike: no parsing of what is known.
 
@@ -163,7 +109,7 @@ class _Lane(NamedTuple):
         values: values of the frame.
     """
 
-    route: _Route
+    route: Route
     tr_key: bytes
     maker: rows.RowMaker
     width: int
@@ -197,6 +143,8 @@ class Engine:
         hts_id: the order notice's key; empty reserves no slot for it.
 
     Attributes:
+        subscriptions: who is connected and what each asked for.
+        prices: for those who poll where KIS does not stream, and for quotes.
         join: given each notice's kind and fields, tells what else belongs into it.
         notices_resumed: called when notices come, after they may not have come for a while.
     """
@@ -222,21 +170,18 @@ class Engine:
     connection: Connection = attrs.field(init=False)
     interest: Interest = attrs.field(init=False)
     registrations: Registrations = attrs.field(init=False)
+    subscriptions: Subscriptions = attrs.field(init=False)
+    prices: Prices = attrs.field(init=False)
     liveness: Liveness = attrs.field(init=False)
     _market: Market = attrs.field(init=False)
     _keyring: notices.KeyRing = attrs.field(factory=notices.KeyRing, init=False)
-    _streams: dict[str, TopicStream] = attrs.field(factory=dict, init=False)
-    _routes: dict[str, dict[bytes, _Route]] = attrs.field(factory=dict, init=False)
+    _topics: Topics = attrs.field(init=False)
     _makers: dict[Layout, rows.RowMaker] = attrs.field(factory=dict, init=False)
     _lanes: dict[bytes, _Lane] = attrs.field(factory=dict, init=False)
-    _subscribers: dict[int, Subscriber] = attrs.field(factory=dict, init=False)
-    _specs: dict[tuple[int, int], SubSpec] = attrs.field(factory=dict, init=False)
     _touched: Touched = attrs.field(factory=Touched, init=False)
     _actions: deque[Action] = attrs.field(factory=deque, init=False)
     _drifted: dict[tuple[str, int], None] = attrs.field(factory=dict, init=False)
-    _notices: list[tuple[int, str, bytes, events.Notice]] = attrs.field(factory=list, init=False)
-    _notices_day: int = attrs.field(default=0, init=False)
-    _nseq: int = attrs.field(default=0, init=False)
+    _notices: NoticeLog = attrs.field(factory=NoticeLog, init=False)
     _heard_rts: int = attrs.field(default=0, init=False)
     _looked: Instant = attrs.field(init=False)
     _since_ts: int = attrs.field(default=0, init=False)
@@ -257,6 +202,7 @@ class Engine:
         self._since_ts = self._started.wall_ns
         self._looked = self._started
         self.interest = Interest(self._rules)
+        self._topics = Topics(self.catalogue, self._touched)
         reserved = [self.catalogue.topic(f"notice.krx.{self._hts_id}")] if self._hts_id else []
         self.registrations = Registrations(
             self._rules,
@@ -264,10 +210,14 @@ class Engine:
             self.limits.ws_control_ops,
             self.interest,
             reserved=[topic.key for topic in reserved],
-            pollable=self._pollable,
+            pollable=self._topics.pollable,
         )
         for topic in reserved:
-            self._stream(topic, self._started)
+            self._topics.stream(topic, self._started.wall_ns)
+        self.subscriptions = Subscriptions(
+            self.catalogue, self._topics, self.interest, self.registrations, self._notices
+        )
+        self.prices = Prices(self._topics, self.subscriptions, self.interest, self._calendar)
         self.liveness = Liveness(self._rules)
         self._market = Market(self._calendar, self.catalogue.trs)
 
@@ -305,9 +255,8 @@ class Engine:
     def start(self, at: Instant) -> None:
         """Take up the pinned topics; call once, before anything else."""
         for name in self._pinned:
-            topic = self.catalogue.topic(name)
-            self._stream(topic, at)
-            self.interest.pin(topic.key, at.now)
+            stream = self._topics.named(name, at.wall_ns)
+            self.interest.pin(stream.topic.key, at.now)
         if self._pinned:
             self._interest_changed(at)
 
@@ -379,13 +328,12 @@ class Engine:
         Raises:
             UnknownTopic: there is no such topic.
         """
-        topic = self.catalogue.topic(name)
-        self._stream(topic, at)
+        key = self._topics.named(name, at.wall_ns).topic.key
         if pinned:
-            self.interest.pin(topic.key, at.now)
-            self._registrations(self.registrations.reopen(topic.key, at.now), at)
+            self.interest.pin(key, at.now)
+            self._registrations(self.registrations.reopen(key, at.now), at)
         else:
-            self.interest.unpin(topic.key, at.now)
+            self.interest.unpin(key, at.now)
         self._interest_changed(at)
 
     def heard(self, now: float) -> bool:
@@ -483,7 +431,7 @@ class Engine:
             self._on_drift(tr, frame.tr_id, found.drift, Instant(now, rts))
         self._proved(rts, now)
         self.counts[Count.RECORDS] += len(found.rows)
-        by_key = self._routes.get(frame.tr_id)
+        by_key = self._topics.by_tr.get(frame.tr_id)
         if by_key is None:
             self.counts[Count.LATE] += len(found.rows)
             return
@@ -502,7 +450,7 @@ class Engine:
             self._learn(frame, by_key.get(found.rows[0][0]), maker, layout.width)
 
     def _learn(
-        self, frame: frames.DataFrame, route: _Route | None, maker: rows.RowMaker, width: int
+        self, frame: frames.DataFrame, route: Route | None, maker: rows.RowMaker, width: int
     ) -> None:
         """Let frames that begin as this one take the short way."""
         if route is not None and route.held:
@@ -518,7 +466,7 @@ class Engine:
         if outputs:
             self._connection(outputs, Instant(now, rts))
 
-    def _flowing(self, route: _Route, rts: int, now: float) -> None:
+    def _flowing(self, route: Route, rts: int, now: float) -> None:
         """Data of *route* came, the first of this moment."""
         route.data_at = now
         route.had_data = True
@@ -527,11 +475,11 @@ class Engine:
             self._liveness(verdict, Instant(now, rts))
 
     def _deliver(
-        self, route: _Route, maker: rows.RowMaker, fields: Sequence[bytes], rts: int, now: float
+        self, route: Route, maker: rows.RowMaker, fields: Sequence[bytes], rts: int, now: float
     ) -> None:
         typed = route.typed
         if typed is not None:
-            if typed.schema == _NOTICE:
+            if typed.schema == NOTICE:
                 self._on_notice(typed, fields, rts, now)
             else:
                 row, xts = maker.typed(fields) if typed.typed else (rows.raw(fields), None)
@@ -554,12 +502,12 @@ class Engine:
         self.counts[Count.JUMPS if gap.jump else Count.GAPS] += 1
         self.counts[Count.JUMPED_QTY if gap.jump else Count.MISSED_QTY] += gap.qty or 0
 
-    def _confirm(self, route: _Route, at: Instant) -> bool:
+    def _confirm(self, route: Route, at: Instant) -> bool:
         """Data before its ACK: the data is the proof, if we did ask for it in this epoch."""
         self._registrations(self.registrations.data(route.key, at.now), at)
         return route.held
 
-    def _only(self, by_key: Mapping[bytes, _Route]) -> _Route | None:
+    def _only(self, by_key: Mapping[bytes, Route]) -> Route | None:
         """The one held registration of a TR whose records do not name their key."""
         held = [route for route in by_key.values() if route.held]
         return held[0] if len(held) == 1 else None
@@ -573,36 +521,15 @@ class Engine:
     ) -> None:
         notice = notices.decode_notice(stream.topic.tr, fields)
         more = self.join(notice.kind, notice.fields)
-        self._tell_notice(stream, notice.kind, notice.xts, {**notice.fields, **more}, rts, now)
+        told = {**notice.fields, **more}
+        self._notices.tell(stream, notice.kind, notice.xts, told, rts, now)
 
     def recovered(self, kind: str, fields: Mapping[str, Any], at: Instant) -> None:
         """Tell order news that no notice brought, on every domestic notice topic there is."""
         told = {**dict.fromkeys(notices.FIELDS), **fields, "kind": kind, "recovered": True}
-        for stream in self._streams.values():
-            if stream.schema == _NOTICE and stream.topic.tr.venue == "krx":
-                self._tell_notice(stream, kind, None, told, at.wall_ns, at.now)
-
-    def _tell_notice(
-        self,
-        stream: TopicStream,
-        kind: str,
-        xts: int | None,
-        fields: Mapping[str, Any],
-        rts: int,
-        now: float,
-    ) -> None:
-        self._nseq += 1
-        topic = stream.topic.name
-        event = events.Notice(topic, self._nseq, xts, rts, kind, fields)
-        named = {"topic": topic, **fields}
-        frame = codec.frame(Type.NOTICE, self._nseq, xts, rts, kind, named)
-        day = (rts + _KST_NS) // _DAY_NS
-        if day != self._notices_day:
-            self._notices_day = day
-            self._notices.clear()
-        self._notices.append((self._nseq, topic, frame, event))
-        for subscriber in stream.subscribers.values():
-            subscriber.notice(frame, event, now)
+        for stream in self._topics.streams.values():
+            if stream.schema == NOTICE and stream.topic.tr.venue == "krx":
+                self._notices.tell(stream, kind, None, told, at.wall_ns, at.now)
 
     def _on_drift(self, tr: Tr, tr_id: str, width: int, at: Instant) -> None:
         if (tr_id, width) in self._drifted:
@@ -612,7 +539,7 @@ class Engine:
         known = tr.longest.width
         text = f"{tr_id}: {width} fields, {known} known; the extra ones are in the raw rows"
         self._log(at, "schema_drift", tr_id=tr_id, width=width, known=known)
-        for route in self._routes.get(tr_id, {}).values():
+        for route in self._topics.by_tr.get(tr_id, {}).values():
             for stream in route.streams():
                 told = (stream.sid, stream.stream, stream.data, Code.SCHEMA_DRIFT, at.wall_ns, text)
                 event = events.Status(stream.topic.name, *told)
@@ -645,7 +572,7 @@ class Engine:
     def _judge_market(self, at: Instant) -> None:
         """Tell the machines what the market does, for every topic somebody wants or KIS holds."""
         keys = dict.fromkeys(
-            [*self.interest.all_wanted(), *(r.key for r in self._every_route() if r.held)]
+            [*self.interest.all_wanted(), *(r.key for r in self._topics.routes() if r.held)]
         )
         judged = self._market.judge(keys, at.now, at.wall_ns)
         self._liveness(self.liveness.market(judged.flows, at.now), at)
@@ -656,14 +583,14 @@ class Engine:
         if not judged.open and judged.next_open is not None and judged.next_open - before > at.now:
             self._ready_at = judged.next_open - before
 
-    def _observe(self, route: _Route, schema: str, row: Sequence[Any], at: Instant) -> None:
+    def _observe(self, route: Route, schema: str, row: Sequence[Any], at: Instant) -> None:
         self._market.observe(route.key, schema, row, at.wall_ns)
         halted = self._market.halted(schema, row)
         if halted is None or halted == route.halted:
             return
         # Trading in a symbol stops on every registration of it, whichever told.
         symbol = route.key[1].encode()
-        for by_key in self._routes.values():
+        for by_key in self._topics.by_tr.values():
             same = by_key.get(symbol)
             if same is not None:
                 same.halted = halted
@@ -686,7 +613,7 @@ class Engine:
         self._since_ts = at.wall_ns
         was_live, is_live = change.old in _LIVE, change.new in _LIVE
         body, event = self._session_of(change.new, change.reason, change.epoch)
-        for subscriber in self._subscribers.values():
+        for subscriber in self.subscriptions.subscribers.values():
             subscriber.tell(Type.SESSION, body, event, at.now)
         if was_live and not is_live:
             self.liveness.session_down(at.now)
@@ -697,7 +624,7 @@ class Engine:
             excused = change.reason not in {Reason.LOST, Reason.RESET}
             outputs = self.registrations.session_down(at.now, excused=excused)
             self._registrations(outputs, at)
-            for route in self._every_route():
+            for route in self._topics.routes():
                 self._unhold(route, at, Code.UPSTREAM_DOWN, tell=False)
         elif is_live and not was_live:
             self.liveness.session_up(at.now)
@@ -715,7 +642,7 @@ class Engine:
             self._mark_held(Data.OK, Code.REALTIME_RESUMED, at, tell=True)
 
     def _mark_held(self, data: Data, code: Code, at: Instant, *, tell: bool) -> None:
-        for route in self._every_route():
+        for route in self._topics.routes():
             for stream in route.streams():
                 if route.held and stream.data is not data and route.key not in self._stalled:
                     self._set(stream, Stream.OPEN, data, code, at, tell=tell)
@@ -731,7 +658,7 @@ class Engine:
                     self._on_held(key, at)
                 case regs.Freed(key=key):
                     # Its streams were told when the slot was given away.
-                    route = self._route(key)
+                    route = self._topics.route(key)
                     flows = self.liveness.flows(key)
                     route.quiet_before = flows and not route.had_data
                 case regs.ProbePassed(key=key):
@@ -739,9 +666,9 @@ class Engine:
                     if self.connection.reason in {Reason.NO_DATA, Reason.SUSPENDED}:
                         self._connection(self.connection.repaired(at.now), at)
                 case regs.Preempted(key=key):
-                    self._unhold(self._route(key), at, Code.PREEMPTED, tell=True)
+                    self._unhold(self._topics.route(key), at, Code.PREEMPTED, tell=True)
                 case regs.Promoted(key=key):
-                    for stream in self._route(key).streams():
+                    for stream in self._topics.route(key).streams():
                         stream.break_code = Code.PROMOTED
                         self._set(stream, Stream.OPEN, Data.OK, Code.PROMOTED, at)
                 case regs.Refused():
@@ -772,7 +699,7 @@ class Engine:
                 self._wait(key, Code.PENDING, "", at)
 
     def _wait(self, key: RegKey, code: Code, text: str, at: Instant) -> None:
-        for stream in self._route(key).streams():
+        for stream in self._topics.route(key).streams():
             # Who lost a slot to a better topic has been told, and is told when it is back.
             recovering = stream.stream is Stream.RECOVERING and not stream.held
             if recovering and stream.code is not Code.PREEMPTED:
@@ -782,7 +709,7 @@ class Engine:
     def _on_held(self, key: RegKey, at: Instant) -> None:
         if self.catalogue.trs[key[0]].encrypted:
             self.notices_resumed()
-        route = self._route(key)
+        route = self._topics.route(key)
         route.held = True
         route.had_data = False
         route.data_at = -math.inf
@@ -796,13 +723,13 @@ class Engine:
                 code = Code.PROMOTED
             self._set(stream, Stream.OPEN, Data.OK, code, at)
             # The next order may be long in coming, so what may be missed is not told with it.
-            if stream.schema == _NOTICE and stream.tell_break(at.wall_ns, at.now):
+            if stream.schema == NOTICE and stream.tell_break(at.wall_ns, at.now):
                 self.counts[Count.GAPS] += 1
         if route.quiet_before:
             route.quiet_before = False
             self._connection(self.connection.looped(at.now), at)
 
-    def _unhold(self, route: _Route, at: Instant, code: Code, *, tell: bool) -> None:
+    def _unhold(self, route: Route, at: Instant, code: Code, *, tell: bool) -> None:
         route.held = False
         self._lanes.clear()
         self._liveness(self.liveness.unwatch(route.key, at.now), at)
@@ -814,7 +741,7 @@ class Engine:
             self._set(stream, Stream.RECOVERING, data, code, at, tell=tell)
 
     def _on_refused(self, refused: regs.Refused, at: Instant) -> None:
-        route = self._route(refused.key)
+        route = self._topics.route(refused.key)
         text = f"{refused.msg_cd} {self._codes.text(refused.msg_cd)}"
         for stream in route.streams():
             data = Data.NONE if stream.last is None else Data.SUSPECT
@@ -863,90 +790,17 @@ class Engine:
 
     def _doubt(self, key: RegKey, data: Data, code: Code, at: Instant) -> None:
         """A held feed became doubtful, or is proven again."""
-        route = self._route(key)
+        route = self._topics.route(key)
         if route.held:
             for stream in route.streams():
                 self._set(stream, Stream.OPEN, data, code, at)
 
-    # Prices without a stream.
-
-    def to_poll(self, wall_ns: int) -> list[Want]:
-        """Topics that somebody wants, that KIS does not stream, and whose price REST can tell."""
-        found = []
-        for route in self._every_route():
-            stream = route.typed
-            if (
-                stream is not None
-                and not route.held
-                and stream.stream is not Stream.CLOSED
-                and self._pollable(route.key)
-                and any(not spec.passive for spec in self._takers(stream).values())
-            ):
-                tr, symbol = stream.topic.tr, route.key[1]
-                trading = self._calendar.phase(tr.venue, wall_ns, symbol).open
-                found.append(Want(route.key, tr.venue, symbol, trading))
-        return found
-
-    def polled(self, prices: Mapping[RegKey, Price], failed: Sequence[RegKey], at: Instant) -> None:
-        """Prices that KIS was asked for, as images; *failed* had none.
-
-        They take no number, are no trades and move no account: the gap after them is measured
-        from the last row of the stream. A topic that streams again meanwhile takes none.
-        """
-        for key, price in prices.items():
-            stream = self._route(key).typed
-            if stream is None or self._route(key).held:
-                continue
-            takers = self._takers(stream)
-            if stream.code is not Code.SOURCE_POLL:
-                before = stream.waits_as
-                self._set(stream, Stream.SNAPSHOT, Data.OK, Code.SOURCE_POLL, at, tell=False)
-                stream.stood_in = before
-                body, event = stream.status()
-                for subscriber in takers:
-                    subscriber.tell(Type.STATUS, body, event, at.now)
-            stream.poll(quoting.trade_of_price(price), price.ts, at.now, takers)
-        for key in failed:
-            stream = self._route(key).typed
-            if stream is not None and stream.code is Code.SOURCE_POLL:
-                self._set(stream, Stream.RECOVERING, Data.SUSPECT, stream.waits_as, at)
-
-    def _takers(self, stream: TopicStream) -> dict[Subscriber, SubSpec]:
-        """Subscribers that take polled images."""
-        specs = {s: self._specs[s.conn, stream.sid] for s in stream.subscribers.values()}
-        return {subscriber: spec for subscriber, spec in specs.items() if spec.poll}
-
-    def live_price(self, venue: str, symbol: str, wall_ns: int) -> Price | None:
-        """What *symbol* costs by its stream; None unless a row of today came since the last break.
-
-        A quiet symbol's last row is its price while its feed is not in doubt.
-        """
-        stream = self._streams.get(f"trade.{venue}.{symbol}")
-        if stream is None or not stream.held or stream.data is not Data.OK:
-            return None
-        last = stream.last
-        if last is None or stream.broken_at is not None:
-            return None
-        if (last.rts + _KST_NS) // _DAY_NS != (wall_ns + _KST_NS) // _DAY_NS:
-            return None
-        return quoting.price_of_trade(last.row, venue, symbol, stream.scale, last.xts, last.rts)
-
-    def known_symbols(self) -> list[str]:
-        """Every share that somebody wants or that is pinned."""
-        keys = dict.fromkeys(self.interest.all_wanted())
-        return list(dict.fromkeys(key[1] for key in keys if self._pollable(key)))
-
     # What local programs ask.
-
-    def attach(self, subscriber: Subscriber) -> None:
-        """Take *subscriber* in; it is told of every session change from here on."""
-        self._subscribers[subscriber.conn] = subscriber
-        subscriber.touched = self._touched
 
     def detach(self, subscriber: Subscriber, at: Instant) -> None:
         """Let *subscriber* go, with every interest it has."""
         self.unsubscribe(subscriber, None, at)
-        del self._subscribers[subscriber.conn]
+        del self.subscriptions.subscribers[subscriber.conn]
 
     def subscribe(
         self,
@@ -957,106 +811,21 @@ class Engine:
     ) -> list[SubResult]:
         """Register *subscriber*'s interest; returns at once and does not wait for KIS.
 
-        What *reply* makes of the results is queued before any frame of the new sids, the last
-        values right behind it: an image with sseq q is followed by the tick q + 1. Without a
-        *reply* the STATUS of each topic stands in its place.
+        *reply* is as in :meth:`Subscriptions.answer`.
         """
-        wanted: list[tuple[SubSpec, TopicStream | _Refusal]] = []
-        for spec in specs:
-            try:
-                stream = self._stream(self.catalogue.topic(spec.topic), at)
-            except UnknownTopic as exc:
-                wanted.append((spec, _Refusal(ErrorCode.UNKNOWN_TOPIC, exc.why)))
-                continue
-            wanted.append((spec, stream))
-            if stream.sid not in subscriber.streams:
-                stream.add(subscriber, spec.mode, spec.hz)
-            else:
-                subscriber.outbox.retune(stream.sid, spec.mode, spec.hz, stream.sseq)
-            self._specs[subscriber.conn, stream.sid] = spec
-            self.interest.add(
-                stream.topic.key,
-                (subscriber.conn, stream.sid),
-                at.now,
-                prio=spec.prio,
-                passive=spec.passive,
-            )
+        wanted = self.subscriptions.want(subscriber, specs, at)
         outputs = self.registrations.changed(at.now)
-        results = [self._result(spec, self._admitted(spec, found)) for spec, found in wanted]
-        self._drop_refused(subscriber, results, wanted, at)
-        if reply is not None:
-            subscriber.control(reply(results), at.now)
-        for spec, found in wanted:
-            if isinstance(found, TopicStream) and found.sid in subscriber.streams:
-                if reply is None:
-                    subscriber.tell(Type.STATUS, *found.status(), at.now)
-                self._send_last(subscriber, found, spec, at.now)
+        # Before the outputs: what they change comes behind the answer.
+        results = self.subscriptions.answer(subscriber, wanted, reply, at)
         self._registrations(outputs, at)
         self._want(at)
         return results
-
-    def _admitted(self, spec: SubSpec, found: TopicStream | _Refusal) -> TopicStream | _Refusal:
-        """A topic that will not do with polled rows needs a slot, or it is refused by name."""
-        if isinstance(found, _Refusal) or spec.poll or spec.passive:
-            return found
-        if self.registrations.admits(found.topic.key):
-            return found
-        names = [self.catalogue.name_of(h.key) for h in self.registrations.holders()]
-        return _Refusal(ErrorCode.OVER_LIMIT, f"every slot is held: {', '.join(names)}")
-
-    def _drop_refused(
-        self,
-        subscriber: Subscriber,
-        results: Sequence[SubResult],
-        wanted: Sequence[tuple[SubSpec, TopicStream | _Refusal]],
-        at: Instant,
-    ) -> None:
-        for result, (_, found) in zip(results, wanted, strict=True):
-            if result.sid is not None or not isinstance(found, TopicStream):
-                continue
-            if found.sid in subscriber.streams:  # else it was asked for twice
-                self._leave(subscriber, found, at)
-
-    def _leave(self, subscriber: Subscriber, stream: TopicStream, at: Instant) -> None:
-        stream.remove(subscriber)
-        del self._specs[subscriber.conn, stream.sid]
-        self.interest.remove(stream.topic.key, (subscriber.conn, stream.sid), at.now)
-
-    def _send_last(
-        self, subscriber: Subscriber, stream: TopicStream, spec: SubSpec, now: float
-    ) -> None:
-        if stream.schema == _NOTICE:
-            for nseq, topic, frame, event in self._notices:
-                if spec.after is not None and nseq > spec.after and topic == stream.topic.name:
-                    subscriber.notice(frame, event, now)
-        elif spec.image:
-            image = stream.image()
-            if image is not None:
-                subscriber.control(image[0] if subscriber.encode else image[1], now)
-
-    def _result(self, spec: SubSpec, found: TopicStream | _Refusal) -> SubResult:
-        if isinstance(found, _Refusal):
-            return SubResult(spec.topic, None, code=found.code, text=found.text)
-        return SubResult(
-            spec.topic,
-            found.sid,
-            found.schema,
-            found.scale,
-            found.sseq,
-            found.stream,
-            found.data,
-            found.code,
-            found.text,
-        )
 
     def unsubscribe(
         self, subscriber: Subscriber, sids: Sequence[int] | None, at: Instant
     ) -> list[int]:
         """End interest in *sids* (all of them for None); returns those that were subscribed."""
-        asked = list(subscriber.streams) if sids is None else dict.fromkeys(sids)
-        ended = [sid for sid in asked if sid in subscriber.streams]
-        for sid in ended:
-            self._leave(subscriber, subscriber.streams[sid], at)
+        ended = self.subscriptions.leave(subscriber, sids, at)
         if ended:
             self._interest_changed(at)
         return ended
@@ -1075,20 +844,7 @@ class Engine:
         stream = subscriber.streams.get(sid)
         if stream is None:
             return None
-        old = self._specs[subscriber.conn, sid]
-        spec = attrs.evolve(
-            old,
-            mode=old.mode if mode is None else mode,
-            hz=old.hz if hz is None else hz,
-            prio=old.prio if prio is None else prio,
-        )
-        self._specs[subscriber.conn, sid] = spec
-        subscriber.outbox.retune(sid, spec.mode, spec.hz, stream.sseq)
-        if spec.prio != old.prio:
-            holder = (subscriber.conn, sid)
-            self.interest.retune(
-                stream.topic.key, holder, at.now, prio=spec.prio, passive=spec.passive
-            )
+        if self.subscriptions.retune(subscriber, stream, at, mode=mode, hz=hz, prio=prio):
             self._interest_changed(at)
         return stream.sseq
 
@@ -1100,19 +856,9 @@ class Engine:
             at,
         )
 
-    def image(self, name: str, at: Instant) -> tuple[SubResult, bytes | None]:
-        """What is known of a topic and its last value, without an interest in it (KFP/1 GET).
-
-        Raises:
-            UnknownTopic: there is no such topic.
-        """
-        stream = self._stream(self.catalogue.topic(name), at)
-        image = stream.image()
-        return self._result(SubSpec(name), stream), None if image is None else image[0]
-
     def fields(self, schema: str) -> list[str]:
         """The field names of a row schema, in order; empty where it has no rows (notices)."""
-        if schema == _NOTICE:
+        if schema == NOTICE:
             return []
         if schema.startswith("raw."):
             tr_id = schema.removeprefix("raw.")
@@ -1165,8 +911,8 @@ class Engine:
             "slots": self.slots_map(),
             "counts": {str(name): self.counts[name] for name in Count},
             "rejects": {str(reason): n for reason, n in sorted(self.rejects.items())},
-            "clients": len(self._subscribers),
-            "topics": len(self._streams),
+            "clients": len(self.subscriptions.subscribers),
+            "topics": len(self._topics.streams),
             "limits": self.limits.version,
             "events": list(self.history),
         }
@@ -1178,7 +924,7 @@ class Engine:
             key, by = slot["key"], slot["by"]
             assert isinstance(key, list)
             assert by is None or isinstance(by, list)
-            stream = self._route((key[0], key[1])).streams()[0]
+            stream = self._topics.route((key[0], key[1])).streams()[0]
             listed.append(
                 {
                     "topic": self.catalogue.name_of((key[0], key[1])),
@@ -1189,25 +935,6 @@ class Engine:
                 }
             )
         return listed
-
-    def clients(self, now: float) -> list[dict[str, object]]:
-        """Every local program with its queue and its losses, JSON-able."""
-        return [
-            {
-                "conn": s.conn,
-                "name": s.name,
-                "pid": s.pid,
-                "role": s.role,
-                "since_ts": s.since_ts,
-                "topics": [stream.topic.name for stream in s.streams.values()],
-                "sent": s.outbox.sent,
-                "dropped": s.outbox.dropped,
-                "conflated": s.outbox.conflated,
-                "q_bytes": s.outbox.queued_bytes,
-                "q_age_ms": s.outbox.age_ms(now),
-            }
-            for s in self._subscribers.values()
-        ]
 
     # Small parts.
 
@@ -1222,36 +949,6 @@ class Engine:
         else:
             # Inside hours a session that stands stays all the same.
             self._connection(self.connection.unwant(at.now, Reason.NO_INTEREST), at)
-
-    def _stream(self, topic: Topic, at: Instant) -> TopicStream:
-        stream = self._streams.get(topic.name)
-        if stream is None:
-            schema = f"raw.{topic.tr.tr_id}" if topic.raw else topic.tr.schema
-            sid = len(self._streams) + 1
-            stream = TopicStream(sid, topic, schema, self._touched, since_ts=at.wall_ns)
-            self._streams[topic.name] = stream
-            by_key = self._routes.setdefault(topic.key[0], {})
-            route = by_key.setdefault(topic.key[1].encode(), _Route(topic.key))
-            if topic.raw:
-                route.raw = stream
-            else:
-                route.typed = stream
-            if route.held:
-                # The other topic of this registration is live already.
-                stream.held = True
-                stream.stream, stream.data, stream.code = Stream.OPEN, Data.OK, Code.NONE
-        return stream
-
-    def _pollable(self, key: RegKey) -> bool:
-        """REST can stand in for a slot: domestic trades, on the real host only."""
-        tr = self.catalogue.trs[key[0]]
-        return tr.channel == "trade" and tr.venue in {"krx", "nxt"}
-
-    def _route(self, key: RegKey) -> _Route:
-        return self._routes[key[0]][key[1].encode()]
-
-    def _every_route(self) -> list[_Route]:
-        return [route for by_key in self._routes.values() for route in by_key.values()]
 
     def _log(self, at: Instant, what: str, **details: object) -> None:
         entry: dict[str, object] = {"ts": at.wall_ns, "event": what}

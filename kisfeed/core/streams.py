@@ -349,9 +349,13 @@ class TopicStream:
         self.stood_in = None
         self.since_ts = wall_ns
         if tell:
-            body, event = self.status()
-            for subscriber in self.subscribers.values():
-                subscriber.tell(Type.STATUS, body, event, now)
+            self.tell_status(self.subscribers.values(), now)
+
+    def tell_status(self, subscribers: Iterable[Subscriber], now: float) -> None:
+        """Say to *subscribers* what STATUS says now."""
+        body, event = self.status()
+        for subscriber in subscribers:
+            subscriber.tell(Type.STATUS, body, event, now)
 
     def status(self) -> tuple[Sequence[object], events.Status]:
         """The elements of a STATUS frame, and the same as an event."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import attrs
 import trio
 
-from kisfeed.core.engine import SubResult, SubSpec
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.streams import Subscriber
+from kisfeed.core.subscriptions import SubResult, SubSpec
 from kisfeed.errors import BadFrame, UnknownTopic
 from kisfeed.gateway import calls
 from kisfeed.gateway.calls import error
