@@ -120,6 +120,13 @@ async def test_of_two_that_start_one_listens(path: Path) -> None:
     assert sorted(won) == [0, 1]
 
 
+async def test_who_is_refused_is_told_by_which_process(path: Path) -> None:
+    async with open_unix_listener(path):
+        with pytest.raises(SocketInUse, match=rf"\(pid {os.getpid()}\)"):
+            async with open_unix_listener(path):
+                pass
+
+
 async def test_only_our_own_file_is_unlinked(path: Path) -> None:
     async with open_unix_listener(path):
         path.unlink()

@@ -105,6 +105,8 @@ def _private_folder(folder: Path) -> None:
 def _lock(path: Path) -> Generator[None, None, None]:
     """Hold ``<path>.lock``: two daemons that find the same stale socket must not both take it.
 
+    It holds our pid, for whoever is refused.
+
     The kernel lets go of it when the process dies. The file stays: whoever unlinked it would let
     a third daemon lock another file of the same name.
     """
@@ -118,8 +120,13 @@ def _lock(path: Path) -> Generator[None, None, None]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except _Unusable as exc:
             if isinstance(exc.__cause__, BlockingIOError):
-                raise SocketInUse(f"another daemon owns {path}") from None
+                # Empty for the instant in which its holder has not written yet.
+                pid = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
+                raise SocketInUse(f"another daemon (pid {pid}) owns {path}") from None
             raise
+        with _refusals(f"the lock beside the socket {path}"):
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(fd)
