@@ -1,8 +1,8 @@
 """Session discipline and slot market, measured: ``python -m bench.discipline``.
 
 Plays storms (the pure core against a model KIS), outages, and whole-stack scenes in virtual
-time; with ``--restarts N`` also a real process that is killed again and again. Prints a table
-and exits 1 if anything is not as it must be. A storm repeats from its number: ``--storm N``.
+time, and a real process that is killed again and again. Prints a table and exits 1 if anything
+is not as it must be. A storm repeats from its number: ``--storm N``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FULL_STORMS: Final = 10_000
 QUICK_STORMS: Final = 200
+FULL_RESTARTS: Final = 50
 _SHOWN: Final = 10  # faults printed in full
 
 
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first storm")
     parser.add_argument("--storm", type=int, help="play one storm and say what was wrong")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--restarts", type=int, default=0, help="kill a real daemon this often")
+    parser.add_argument("--restarts", type=int, help="kill a real daemon this often; 50 by default")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
@@ -349,6 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = options.schedules
     if count is None:
         count = QUICK_STORMS if options.quick else FULL_STORMS
+    restarts = options.restarts
+    if restarts is None:
+        restarts = 0 if options.quick else FULL_RESTARTS
     started = time.monotonic()
     lines: list[Line] = []
     verdicts: list[storms.Verdict] = []
@@ -386,8 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.advance(bars["storms"])
         stormed = time.monotonic() - storming
     table = [*(storm_lines(verdicts) if verdicts else []), *outage_lines(waits), *_shares(lines)]
-    if options.restarts:
-        table += restart_lines(options.restarts, console)
+    if restarts:
+        table += restart_lines(restarts, console)
     well = _report_markdown(table, console) if options.markdown else _report(table, console)
     if verdicts:
         console.print(storm_notes(verdicts, stormed))
