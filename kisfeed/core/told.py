@@ -72,9 +72,13 @@ class Ledger:
                 if now - since < GRACE_S:
                     continue
                 # Only what was missing all the while: newer news may have a notice on its way.
-                found.append(Missed(kind, min(known, qty), row))
-                del told.missing[kind]
-                self.notice(row.day, row.number, kind, min(known, qty))
+                late = min(known, qty)
+                found.append(Missed(kind, late, row))
+                if qty > late:
+                    told.missing[kind] = qty - late, now
+                else:
+                    del told.missing[kind]
+                self.notice(row.day, row.number, kind, late)
         return found
 
     def pending(self) -> bool:
