@@ -174,13 +174,27 @@ def test_every_way_kis_writes_a_number_is_read(text: str, number: int) -> None:
     assert (maker.inexact, maker.unreadable) == (0, 0)
 
 
-@pytest.mark.parametrize("text", ["x", "1.2.3", "--1", "1e5", ".", "-"])
+@pytest.mark.parametrize("text", ["x", "1.2.3", "--1", "1e5", ".", "-", "1_0", "1_0.00"])
 def test_what_is_no_number_is_none_and_counted(text: str) -> None:
     for tr_id, column in (("H0STCNT0", "STCK_PRPR"), ("H0IFCNT0", "FUTS_PRPR")):
         tr = REAL.trs[tr_id]
         maker = RowMaker(tr, tr.usual)
         row, _ = maker.typed(record(tr.usual, **{column: text}))
         assert (row[rows.PX], maker.unreadable) == (None, 1)
+
+
+def test_a_total_with_an_underscore_is_no_number() -> None:
+    tr = REAL.trs["H0STCNT0"]
+    maker = RowMaker(tr, tr.usual)
+    row, _ = maker.typed(record(tr.usual, ACML_VOL="1_0", ACML_TR_PBMN="700"))
+    assert (row[rows.CUM_QTY], row[10], maker.unreadable) == (None, 700, 1)
+
+
+@pytest.mark.parametrize(("text", "price"), [("1.5 ", 150), (" 1.5", 150), ("1.50 ", 150)])
+def test_a_blank_behind_a_price_is_no_decimal_of_it(text: str, price: int) -> None:
+    tr = REAL.trs["H0IFCNT0"]
+    row, _ = RowMaker(tr, tr.usual).typed(record(tr.usual, FUTS_PRPR=text))
+    assert row[rows.PX] == price
 
 
 def test_a_share_trade_is_read() -> None:

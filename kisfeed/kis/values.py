@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NOTHING: Final = frozenset({b"", b"(null)", b"nan", b"-nan", b"+nan"})
 """Texts, lower-case, that mean the value is absent."""
 
+MAX_DIGITS: Final = 18
+"""So many digits always fit 64 bits."""
+
 _LIMIT: Final = (1 << 63) - 1
 _KST_NS: Final = 9 * 3600 * 1_000_000_000
 _SECOND_NS: Final = 1_000_000_000
@@ -68,14 +71,18 @@ class Numbers:
         dot = -scale - 1
 
         def whole(value: bytes) -> int | None:
+            if value.isdigit() and len(value) <= MAX_DIGITS:
+                return int(value)
             try:
                 number = int(value)
             except ValueError:
                 return tolerant(value, 0)
-            return number if -_LIMIT <= number <= _LIMIT else tolerant(value, 0)
+            # int() passes over underscores between digits.
+            plain = -_LIMIT <= number <= _LIMIT and b"_" not in value
+            return number if plain else tolerant(value, 0)
 
         def scaled(value: bytes) -> int | None:
-            if value[dot:after] == b".":
+            if value[dot:after] == b"." and value[after:].isdigit() and b"_" not in value:
                 try:
                     number = int(value[:dot] + value[after:])
                 except ValueError:
@@ -105,7 +112,8 @@ class Numbers:
                 fits(*numbers)
             except (ValueError, struct.error):
                 return [read(value) for value in values]
-            return numbers
+            # int() passes over signs, blanks and underscores; what has some is looked at closely.
+            return numbers if b"".join(values).isdigit() else [read(value) for value in values]
 
         def scaled(fields: Sequence[bytes]) -> list[int | None]:
             return [read(value) for value in pick(fields)]
