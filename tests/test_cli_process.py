@@ -32,6 +32,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         def run(*arguments: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "kisfeed", *arguments],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -136,6 +137,22 @@ def test_sim_tells_its_addresses_first_and_ends_on_a_signal(
     validator("sim").validate(addresses)
     assert addresses["rest"].startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 0
+
+
+def test_a_controlled_sim_takes_faults_from_stdin_and_ends_with_it(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = start("sim", "--control")
+    assert process.stdin is not None
+    asked = [{}, {"kind": "refuse"}, {"clear": "refuse"}, {"kind": "nothing"}, "no object"]
+    process.stdin.write("".join(json.dumps(line) + "\n" for line in asked) + "{\n")
+    process.stdin.close()
+    assert process.stdout is not None
+    _addresses, *answers = [json.loads(line) for line in process.stdout]
+    assert [answer["type"] for answer in answers] == ["counts"] * 3 + ["error"] * 3
+    for answer in answers:
+        validator("sim-control" if answer["type"] == "counts" else "error").validate(answer)
     assert process.wait(5) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from kisfeed.simulator import Simulator
     from kisfeed.simulator.options import Options
 
     F = TypeVar("F", bound=Callable[..., Any])
@@ -103,25 +105,44 @@ def options_of(
     metavar="N",
     help=N_("Port of the WebSocket side (0: any free one)."),
 )
+@click.option(
+    "--hold",
+    cls=Option,
+    type=click.FloatRange(min=0),
+    default=18.0,
+    metavar="S",
+    help=N_("Seconds a session that broke keeps its appkey (18)."),
+)
+@click.option(
+    "--control",
+    cls=Option,
+    is_flag=True,
+    help=N_("Take faults from stdin, a JSON object a line; answer with what was counted."),
+)
 @market_options
 @common
 def command(
     rest_port: int,
     ws_port: int,
+    hold: float,
+    control: bool,
     seed: int,
     rate: float,
     scenario: Path | None,
     as_json: bool,
 ) -> None:
+    import attrs
     import trio
 
     from kisfeed.cli import signals
+    from kisfeed.simulator import Rules
 
     options = options_of(seed, rate, scenario, rest_port=rest_port, ws_port=ws_port)
-    trio.run(signals.run_until_signal, lambda: _run(options, as_json=as_json))
+    options = attrs.evolve(options, rules=Rules(hold_s=hold))
+    trio.run(signals.run_until_signal, lambda: _run(options, as_json=as_json, control=control))
 
 
-async def _run(options: Options, *, as_json: bool) -> None:
+async def _run(options: Options, *, as_json: bool, control: bool) -> None:
     import trio
 
     from kisfeed import errors, simulator
@@ -131,6 +152,41 @@ async def _run(options: Options, *, as_json: bool) -> None:
             click.echo(json.dumps({"rest": running.rest_url, "ws": running.ws_url}))
             if not as_json:
                 click.echo(_("A simulated KIS is running; Ctrl-C ends it."), err=True)
-            await trio.sleep_forever()
+            if control:
+                await _obey(running)
+            else:
+                await trio.sleep_forever()
     except* OSError as group:
         raise errors.StateError(str(group.exceptions[0])) from None
+
+
+async def _obey(running: Simulator) -> None:
+    """Do what stdin says, line by line, until its end."""
+    import trio
+
+    pending = b""
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+        async for data in stdin:
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                click.echo(json.dumps(_answer(running, line), ensure_ascii=False))
+
+
+def _answer(running: Simulator, line: bytes) -> dict[str, Any]:
+    """A fault is made, ``clear`` names a kind whose faults end, an empty object only asks."""
+    from kisfeed import errors, simulator
+    from kisfeed.cli import failures
+
+    try:
+        asked = json.loads(line)
+    except ValueError as error:
+        return failures.as_map(errors.UsageError(str(error)))
+    try:
+        if isinstance(asked, dict) and asked.keys() == {"clear"}:
+            fault = simulator.read_fault({"kind": asked["clear"]})
+            running.exchange.board.clear(fault.kind)
+        elif asked != {}:
+            running.inject(simulator.read_fault(asked))
+    except errors.ConfigError as error:
+        return failures.as_map(error)
+    return {"type": "counts", **running.counts()}

@@ -16,7 +16,10 @@ from kisfeed.simulator.faults import Fault as Fault, Kind as Kind
 from kisfeed.simulator.host import Simulator as Simulator
 from kisfeed.simulator.market import Market as Market
 from kisfeed.simulator.options import Options as Options
-from kisfeed.simulator.scenario import load_scenario as load_scenario
+from kisfeed.simulator.scenario import (
+    load_scenario as load_scenario,
+    read_fault as read_fault,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

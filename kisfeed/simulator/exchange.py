@@ -227,6 +227,21 @@ class Exchange:
             most = max(most, len(window))
         return most
 
+    def counts(self, now: float) -> dict[str, Any]:
+        """What was counted until now, as ``kisfeed sim --control`` prints it."""
+        operations = sorted(self.times(Happening.SUBSCRIBE) + self.times(Happening.UNSUBSCRIBE))
+        return {
+            "at": now,
+            "connects": self.connects,
+            "sessions": [[s.number, s.opened_at, s.closed_at, s.clean] for s in self.sessions],
+            "tokens": self.times(Happening.TOKEN, "ok"),
+            "approvals": self.times(Happening.APPROVAL, "ok"),
+            "in_use": len(self.times(Happening.IN_USE)),
+            "operations": operations,
+            "most_rest_1s": self.most_within(Happening.REST, 1.0),
+            "most_registrations": self.most_registrations,
+        }
+
     @property
     def most_registrations(self) -> int:
         """The most that any session ever held."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -102,6 +102,16 @@ class Simulator:
         self._act(fault)
         changed, self._refusal_changed = self._refusal_changed, trio.Event()
         changed.set()
+
+    def counts(self) -> dict[str, Any]:
+        """What was counted until now, and the shares traded of each topic that was ever sent."""
+        traded = {}
+        for tr_id, symbol in self.exchange.tallies:
+            tr = self._trs[tr_id]
+            if tr.channel == "trade":
+                topic = f"trade.{tr.venue}.{symbol}"
+                traded[topic] = self.market.tape(tr.venue, symbol).volume
+        return {**self.exchange.counts(trio.current_time()), "traded": traded}
 
     async def run(self) -> None:
         """Make the market and the scenario happen, until cancelled."""

@@ -49,6 +49,19 @@ def load_scenario(path: Path) -> tuple[Fault, ...]:
     return tuple(fault for fault in faults if fault is not None)
 
 
+def read_fault(entry: object) -> Fault:
+    """One fault, as an entry of a scenario file has it.
+
+    Raises:
+        ConfigError: it says something that is no fault.
+    """
+    problems: list[tuple[str, str]] = []
+    fault = _fault(entry, "fault", problems)
+    if fault is None:
+        raise ConfigError(*problems)
+    return fault
+
+
 _TYPES = {
     "at": (int, float),
     "lasts": (int, float),
