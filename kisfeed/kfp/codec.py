@@ -42,7 +42,7 @@ def tick_frame(
     kind: int, sid: int, sseq: int, flags: int, xts: int | None, rts: int, row: Sequence[object]
 ) -> bytes:
     """A TICK or IMAGE frame (*kind* says which) of one row: the hot path's encoder."""
-    body: bytes = _pack((kind, sid, sseq, flags, xts, rts, *row))
+    body: bytes = _pack([kind, sid, sseq, flags, xts, rts, *row])
     return _HEADER.pack(len(body)) + body
 
 

@@ -229,18 +229,19 @@ class RowMaker:
         often = ("px", "qty", "ask", "bid", "change", "open", "high", "low", "vi_ref_px")
         pick: Pick = itemgetter(*(present[name] for name in often))
         seen = self._numbers.seen()
-        totals = self._numbers.many(itemgetter(present["cum_qty"], present["cum_value"]), 2, 0)
+        whole = self._numbers.one(0)
         sides, flags, codes = values.SIDES.get, values.FLAGS.get, values.Codes()
         session = _session(at, present["session"])
         side_at, class_at, halted_at = (present[n] for n in ("side", "time_class", "halted"))
+        cum_at, value_at, digits = present["cum_qty"], present["cum_value"], values.MAX_DIGITS
 
         def typed(fields: Sequence[bytes]) -> tuple[Row, int | None]:
             px, qty, ask, bid, change, opening, high, low, vi_ref = map(seen, pick(fields))
-            cum_qty, cum_value = totals(fields)
+            cum_qty, cum_value = fields[cum_at], fields[value_at]  # ever new: not worth keeping
             row = (
                 px,
                 qty,
-                cum_qty,
+                int(cum_qty) if cum_qty.isdigit() and len(cum_qty) <= digits else whole(cum_qty),
                 ask,
                 bid,
                 sides(fields[side_at]),
@@ -248,7 +249,9 @@ class RowMaker:
                 opening,
                 high,
                 low,
-                cum_value,
+                int(cum_value)
+                if cum_value.isdigit() and len(cum_value) <= digits
+                else whole(cum_value),
                 session(fields),
                 codes[fields[class_at]],
                 flags(fields[halted_at]),
