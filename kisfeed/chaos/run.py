@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
-import trio.testing
 
 from kisfeed.chaos import network
 from kisfeed.chaos.schedule import Case, Setup, Step, Trouble
@@ -653,7 +652,7 @@ def _options(setup: Setup, seed: int) -> Options:
         seed=seed,
         rate_hz=setup.rate_hz / max(1, min(setup.topics, setup.cap)),
         records=(1, 3),
-        pingpong_s=10.0 / scale,
+        pingpong_s=14.0 / scale,
         notice_s=15.0,
         acknowledge_close=setup.acknowledge_close,
         rules=Rules(
@@ -859,9 +858,8 @@ def play(case: Case) -> Run:
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="kisfeed-chaos-", dir=shm if shm.is_dir() else None)
         )
-        clock = trio.testing.MockClock(autojump_threshold=0)
         try:
-            trio.run(_play, case, folder, logged, found, clock=clock)
+            trio.run(_play, case, folder, logged, found, clock=network.LeapingClock())
         except BaseExceptionGroup as group:
             if group.subgroup((KeyboardInterrupt, SystemExit)) is not None:
                 raise

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
-import trio.testing
 
 from kisfeed.chaos import network
 from kisfeed.config import (
@@ -252,7 +251,7 @@ def play() -> dict[str, Any]:
     """The week, by cause and in all."""
     found = [Cost("Mon 07:45 an ordinary start")]
     with tempfile.TemporaryDirectory(prefix="kisfeed-week-") as folder:
-        trio.run(_play, folder, found, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(_play, folder, found, clock=network.LeapingClock())
     total = Cost("all of it")
     for cost in found:
         for name in ("not_live_s", "no_data_s", "missed", "told", "dials"):

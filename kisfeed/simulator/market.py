@@ -93,6 +93,14 @@ def tick_size(price: int) -> int:
     return 500 if price < 500_000 else 1000
 
 
+@functools.lru_cache(maxsize=8192)
+def _rung(price: int, level: int, *, ask: bool) -> int:
+    """The price of a stock's level of the book, from the best one's."""
+    for _ in range(level - 1):
+        price += tick_size(price) if ask else -tick_size(price - 1)
+    return price
+
+
 def is_open(venue: str, at: dt.datetime) -> bool:
     """Whether trades happen in this venue at this time in Seoul; no holidays, weekdays only."""
     if at.weekday() >= 5:
@@ -193,8 +201,11 @@ class Tape:
     def depth(self, level: int, *, ask: bool) -> tuple[int, int]:
         """Price and quantity of a level of the book, from 1."""
         price = self.ask if ask else self.bid
-        for _ in range(level - 1):
-            price += self.step(price) if ask else -self.step(price - 1)
+        if self._stock:
+            price = _rung(price, level, ask=ask)
+        else:
+            away = (level - 1) * self.step(price)
+            price += away if ask else -away
         return max(price, self.step(0)), 50 + self._rng.getrandbits(13) * level // 4
 
     def _account(self, quantity: int, at: dt.datetime, *, buys: bool) -> None:
