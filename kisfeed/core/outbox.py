@@ -206,7 +206,9 @@ class Outbox(Generic[T]):
         self._max_age_s = max_age_s
         self._max_age_latest_s = max_age_latest_s
         self._states: dict[int, _State] = {}
-        self._queue: deque[_Entry] = deque()
+        # A deque only where something has to be taken from its front: an empty one would be the
+        # largest part of an idle outbox, and who keeps up does not need it.
+        self._queue: list[_Entry] | deque[_Entry] = []
         # What shedding met in front of the oldest tick; it is still the first to go.
         self._front: list[_Entry] = []
         self._waiting: list[tuple[float, int, _State]] = []
@@ -392,9 +394,9 @@ class Outbox(Generic[T]):
         return 0
 
     def _take(self, now: float, max_bytes: int) -> list[T]:
+        queue = self._to_deque()
         if self._waiting or self._front:
-            self._arrange(now)
-        queue = self._queue
+            self._arrange(now, queue)
         size = self.size
         items: list[T] = []
         total = 0
@@ -407,7 +409,7 @@ class Outbox(Generic[T]):
             if type(owner) is int:
                 state = self._states[owner]
             elif item is _RUN:
-                total += self._take_run(owner, now, items)
+                total += self._take_run(owner, now, queue, items)
                 continue
             else:
                 state = owner
@@ -437,6 +439,8 @@ class Outbox(Generic[T]):
         if self._lossy and not queue:
             # Not sooner: the RES that opened the sid may still be queued.
             items.extend([self._tell(state) for state in list(self._lossy)])
+        if not (queue or self._conflating):
+            self._queue = []
         return items
 
     def _release(self, item: T, is_notice: int) -> int:
@@ -448,13 +452,13 @@ class Outbox(Generic[T]):
             self.control_bytes -= length
         return length
 
-    def _take_run(self, run: Run[T], now: float, items: list[T]) -> int:
+    def _take_run(self, run: Run[T], now: float, queue: deque[_Entry], items: list[T]) -> int:
         """Append what may be handed over at once, and how many bytes it is.
 
         0 where *run* was put back as single ticks.
         """
         if not self._advance(run, now):
-            self._queue.extendleft(reversed(run.ticks))
+            queue.extendleft(reversed(run.ticks))
             return 0
         self._tick_bytes -= run.size
         items.extend(run.items())
@@ -515,9 +519,15 @@ class Outbox(Generic[T]):
         # Waiting for the next turn of hz was asked for; it is not age.
         return sseq, item, max(at, state.due)
 
-    def _arrange(self, now: float) -> None:
+    def _to_deque(self) -> deque[_Entry]:
+        queue = self._queue
+        if isinstance(queue, list):
+            self._queue = queue = deque(queue)
+        return queue
+
+    def _arrange(self, now: float, queue: deque[_Entry]) -> None:
         """Put back what shedding passed over, and bring in what ``hz`` lets go now."""
-        self._queue.extendleft(reversed(self._front))
+        queue.extendleft(reversed(self._front))
         self._front.clear()
         while self._waiting and self._waiting[0][0] <= now:
             state = heapq.heappop(self._waiting)[2]
@@ -531,17 +541,18 @@ class Outbox(Generic[T]):
 
     def _shed(self) -> None:
         """Drop the oldest ticks until the rest fits."""
+        queue = self._to_deque()
         while self._tick_bytes > self._queue_bytes:
-            if not self._queue:
+            if not queue:
                 self._shed_waiting()
                 return
-            entry = self._queue.popleft()
+            entry = queue.popleft()
             owner, number, item, _ = entry
             if owner is None or item is _SETTLE:
                 self._front.append(entry)
                 continue
             if item is _RUN:
-                self._queue.extendleft(reversed(owner.ticks))
+                queue.extendleft(reversed(owner.ticks))
                 continue
             state = self._states[owner] if type(owner) is int else owner
             if item is _HELD:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from kisfeed.gateway.unixsocket import UnixStream
 from kisfeed.kfp.messages import ErrorCode
 
 if TYPE_CHECKING:
@@ -60,11 +61,9 @@ class Link:
     _wrote: trio.Event | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self._stream, trio.SocketStream):
-            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            # A second object on the same descriptor: Trio's own has no send that does not wait.
-            self._socket = socket.socket(fileno=self._stream.socket.fileno())
-            self._socket.setblocking(False)
+        if isinstance(self._stream, UnixStream):
+            self._socket = self._stream.socket
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def flush(self, now: float) -> None:
         """Send what may go; never waits. Does nothing while a writer is at work."""
@@ -139,13 +138,6 @@ class Link:
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             # The client is gone; there is nobody to tell.
             self._rest = b""
-
-    def close(self) -> None:
-        """Let go of the descriptor, before the stream is closed."""
-        self._ended = True
-        if self._socket is not None:
-            self._socket.detach()
-            self._socket = None
 
     def _next(self, now: float) -> bytes:
         items = self.outbox.take(now, CHUNK_BYTES)

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from kisfeed.errors import SocketInUse, StateError
+from kisfeed.gateway.unixsocket import UnixListener, UnixStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -40,10 +41,10 @@ def peer_of(stream: trio.abc.Stream) -> Peer | None:
     Raises:
         OSError: the kernel cannot tell (not a Unix socket): refuse such a peer.
     """
-    if not isinstance(stream, trio.SocketStream):
-        return None
-    if stream.socket.family != socket.AF_UNIX:
+    if isinstance(stream, trio.SocketStream):
         raise OSError("only a Unix socket tells who is at its other end")
+    if not isinstance(stream, UnixStream):
+        return None
     pid, uid, _ = _UCRED.unpack(
         stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
@@ -51,7 +52,7 @@ def peer_of(stream: trio.abc.Stream) -> Peer | None:
 
 
 @asynccontextmanager
-async def open_unix_listener(path: Path) -> AsyncGenerator[trio.SocketListener, None]:
+async def open_unix_listener(path: Path) -> AsyncGenerator[UnixListener, None]:
     """Listen on *path* (mode 0600) for the length of the block, then remove it.
 
     The folder is made, mode 0700, if it is missing. A socket file that nobody listens on is
@@ -68,11 +69,11 @@ async def open_unix_listener(path: Path) -> AsyncGenerator[trio.SocketListener, 
         with _lock(path):
             _remove_stale(path)
             listening, ours = _bind(path)
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+            listener = UnixListener(listening)
             try:
                 yield listener
             finally:
-                listener.socket.close()
+                listener.close()
                 _unlink_ours(path, ours)
     except _Unusable as exc:
         raise StateError(str(exc)) from exc.__cause__
@@ -166,7 +167,6 @@ def _bind(path: Path) -> tuple[socket.socket, os.stat_result]:
             path.chmod(0o600)
             ours = path.lstat()
             listening.listen(_BACKLOG)
-            listening.setblocking(False)
     except BaseException:
         listening.close()
         raise
