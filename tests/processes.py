@@ -44,12 +44,14 @@ class Program:
     Attributes:
         said: its stdout, one JSON value a line; a line that is not JSON is a text.
         code: how it ended; None while it runs.
+        hear: takes each value in place of ``said``.
     """
 
     process: trio.Process
     errors: Path
     said: list[Any] = attrs.field(factory=list)
     code: int | None = None
+    hear: Callable[[Any], object] | None = None
     _by_type: defaultdict[str, list[Any]] = attrs.field(factory=lambda: defaultdict(list))
     _news: trio.Event = attrs.field(factory=trio.Event)
 
@@ -91,6 +93,9 @@ class Program:
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     value = _value(line)
+                    if self.hear is not None:
+                        self.hear(value)
+                        continue
                     self.said.append(value)
                     if isinstance(value, dict):
                         self._by_type[value.get("type", "")].append(value)
@@ -148,7 +153,9 @@ ws = "{simulator.ws_url}"
             profile,
         )
 
-    async def start(self, *command: str | Path) -> Program:
+    async def start(
+        self, *command: str | Path, hear: Callable[[Any], object] | None = None
+    ) -> Program:
         """Start a program and listen to it."""
         errors = self.folder / f"stderr-{len(self.programs)}"
         with errors.open("wb") as stderr:
@@ -160,7 +167,7 @@ ws = "{simulator.ws_url}"
                 env=self.environ,
                 cwd=self.folder,
             )
-        program = Program(process, errors)
+        program = Program(process, errors, hear=hear)
         self.programs.append(program)
         self.nursery.start_soon(program.listen)
         return program
