@@ -436,12 +436,17 @@ class Outbox(Generic[T]):
             self.sent += 1
             total += length
             items.append(item)
-        if self._lossy and not queue:
+        if not queue:
+            self._emptied(items)
+        return items
+
+    def _emptied(self, items: list[T]) -> None:
+        """Nothing is queued any more: tell what is left to be told."""
+        if self._lossy:
             # Not sooner: the RES that opened the sid may still be queued.
             items.extend([self._tell(state) for state in list(self._lossy)])
-        if not (queue or self._conflating):
+        if not self._conflating:
             self._queue = []
-        return items
 
     def _release(self, item: T, is_notice: int) -> int:
         """Count a control item or notice as handed over; how many bytes that is."""
