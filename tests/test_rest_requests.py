@@ -289,6 +289,41 @@ async def test_a_host_that_does_not_answer_is_left_alone_for_a_while(
         assert kis.status()["breaker"]["open"] is False  # type: ignore[index]
 
 
+async def test_a_host_that_is_gone_for_a_second_fails_nobody(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with world_at(tmp_path) as world:
+        kis = world.feed.rest
+        await kis.call(price(kis))
+        await trio.sleep(10)
+        world.kis.inject(Fault(Trouble.REST_DOWN, lasts=1.0))
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(kis.call, price(kis))
+            await trio.sleep(1.0)
+            assert kis.breaker.open
+        assert trio.current_time() - started < 12
+        assert kis.failed == 0
+
+
+async def test_a_long_outage_is_told_without_waiting(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with world_at(tmp_path) as world:
+        kis = world.feed.rest
+        script(world, *[ConnectionResetError()] * 1000)
+        with trio.move_on_after(120):
+            while True:
+                with pytest.raises(KisUnreachable):
+                    await kis.call(price(kis))
+                await trio.sleep(1)
+        started = trio.current_time()
+        with pytest.raises(KisUnreachable, match="next try in"):
+            await kis.call(price(kis))
+        assert trio.current_time() == started
+
+
 async def test_the_queue_is_bounded(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +498,23 @@ async def test_a_token_refused_within_the_minute_is_waited_for(
         await kis.call(price(kis))
         asked = world.kis.exchange.times(Happening.TOKEN)
         assert 60 <= asked[1] - asked[0] <= 65
+
+
+async def test_a_stop_is_waited_out_anew_however_long_a_call_is_under_way(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with world_at(tmp_path) as world:
+        kis, issued = world.feed.rest, world.kis.exchange.times
+        await kis.call(price(kis))
+
+        async def answer() -> Any:
+            fresh = len(issued(Happening.TOKEN)) == 2
+            good = fresh and trio.current_time() > issued(Happening.TOKEN)[1] + 1.0
+            return OK if good else EXPIRED
+
+        script(world, *[answer] * 50)
+        assert (await kis.call(price(kis))).body["output"] == {"a": "1"}
+        assert 60 < trio.current_time() < 70
 
 
 async def test_a_fresh_token_that_is_refused_too_is_a_clear_stop(

@@ -195,7 +195,7 @@ class TokenBook:
         self._token: Token | None = None
         self._refused = False
         self._suspected_at: float | None = None
-        self._refused_at = -math.inf
+        self.refused_at = -math.inf
         self._probe_at = -math.inf
         self._probe_pause = _PROBE_S[0]
         self.why = "the last issue failed" if record.wait_s > 0 else ""
@@ -356,7 +356,7 @@ class TokenBook:
             return  # it was under way when the first was refused
         self._refused, self._suspected_at = True, None
         self._probe_pause = _PROBE_S[0]
-        self._refused_at, self._probe_at = now, now + self._probe_pause
+        self.refused_at, self._probe_at = now, now + self._probe_pause
         self.why = "KIS refused it"
         if token.forced:
             self._wait_until = now + _rung(self._refusals) * (1 + jitter / 10)
@@ -367,7 +367,7 @@ class TokenBook:
         """KIS took *token* in a request that was sent at *sent_at*; True if it had refused it."""
         if token is not self._token:
             return False
-        back = self._refused and sent_at > self._refused_at
+        back = self._refused and sent_at > self.refused_at
         if self._refused and not back:
             return False
         if back:

@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 _TRIES: Final = 4  # of a read, where KIS or the network failed
 _BUSY_TRIES: Final = 10  # of a read that KIS's rate limit refused: nothing was done
 _TOKEN_TRIES: Final = 8  # of a read whose token KIS refused; a stop for all ends it before
-_PATIENCE_S: Final = 5.0
+_PATIENCE_S: Final = 7.0  # of a read: two probes of a refused token, one of a host that is down
 _BACKOFF_S: Final = (0.25, 2.0)
 _LEDGER_BUSY: Final = "EGW00215"  # the ledger's own limit, which only its calls meet
 
 
 def _unchecked() -> None:
     pass
+
+
+class _HeldBack(Exception):
+    """The breaker opened while a call waited for its turn; another one probes."""
 
 
 @attrs.define(eq=False)
@@ -48,7 +52,8 @@ class _Run:
     check: Callable[[], None] = _unchecked
     ticket: Ticket | None = None
     probes: bool = False  # with a token that KIS refused before
-    patience: float | None = None  # until when a stop for want of a token is waited out
+    came: float | None = None  # when it first found no token
+    outage: float | None = None  # until when an open breaker is
 
 
 @attrs.define(eq=False)
@@ -87,8 +92,9 @@ class Kis:
         """Make a call that changes nothing at KIS and return its answer (``rt_cd`` 0).
 
         Waits for the rate limit in the call's class, takes a fresh token when KIS wants one, and
-        tries again a few times where KIS or the network failed. It waits as long as that takes:
-        a caller in a hurry sets a deadline, and leaving costs nothing.
+        tries again a few times where KIS or the network failed. It waits as long as that takes,
+        but for a host or a token of which nothing is to be learnt within seconds: a caller in a
+        hurry sets a deadline, and leaving costs nothing.
 
         Raises:
             KisBusy: its rate limit, again after waiting.
@@ -194,12 +200,14 @@ class Kis:
         backoff = Backoff(*_BACKOFF_S)
         tries: Counter[str] = Counter()
         while True:
-            self._turn_away()
+            await self._sit_out(run)
             try:
                 verdict, answer = await self._once(run)
+            except _HeldBack:
+                continue
             except KisUnreachable:
                 tries["failed"] += 1
-                if tries["failed"] >= _TRIES or self.breaker.open:
+                if tries["failed"] >= _TRIES:
                     raise
                 await trio.sleep(backoff.failed(self._rng.random()))
                 continue
@@ -210,7 +218,7 @@ class Kis:
                     pass  # at the head of its class, at the slower speed
                 case Kind.TOKEN_DEAD if tries[verdict.kind] < _TOKEN_TRIES:
                     pass
-                case Kind.SERVER if tries[verdict.kind] < _TRIES and not self.breaker.open:
+                case Kind.SERVER if tries[verdict.kind] < _TRIES:
                     await trio.sleep(backoff.failed(self._rng.random()))
                 case _:
                     return verdict, answer
@@ -224,7 +232,7 @@ class Kis:
             probing = self.breaker.open
             if not self.breaker.enter(self._clock.now()):
                 self.gate.cancel(ticket)
-                self._turn_away()
+                raise _HeldBack
         started: list[float] = []
 
         def sending() -> None:
@@ -266,9 +274,13 @@ class Kis:
     async def _admit(self, run: _Run) -> tuple[Token, Ticket | None]:
         """A token and a permit, both good at the same moment."""
         while True:
-            if run.patience is None and not run.fresh and self.tokens.current() is None:
-                run.patience = self._clock.boot() + _PATIENCE_S
-            token = await self.tokens.get(patience=run.patience)
+            if run.came is None and not run.fresh and self.tokens.current() is None:
+                run.came = self._clock.boot()
+            patience = None
+            if run.came is not None:
+                # A call may have waited its turn while an earlier stop came and went.
+                patience = max(run.came, self.tokens.refused_at) + _PATIENCE_S
+            token = await self.tokens.get(patience=patience)
             run.probes = token is not self.tokens.current()
             ticket = await self.gate.permit(run.call.priority, run.call.endpoint.name, run.ticket)
             run.ticket = ticket
@@ -278,10 +290,19 @@ class Kis:
                 return current, ticket
             self.gate.cancel(ticket)
 
-    def _turn_away(self) -> None:
-        wait = self.breaker.wait(self._clock.now())
-        if wait:
-            raise KisUnreachable(f"KIS does not answer; next try in {wait:.0f} s")
+    async def _sit_out(self, run: _Run) -> None:
+        """Wait while the breaker is open.
+
+        Raises:
+            KisUnreachable: it will be for longer than the call is worth.
+        """
+        while wait := self.breaker.wait(now := self._clock.now()):
+            if run.outage is None:
+                run.outage = now + _PATIENCE_S
+            if now + wait > run.outage:
+                await trio.lowlevel.checkpoint()  # a caller that asks at once again stops nobody
+                raise KisUnreachable(f"KIS does not answer; next try in {wait:.0f} s")
+            await trio.sleep(wait)
 
     def _learn(self, run: _Run, verdict: Verdict, token: Token, ago_s: float) -> None:
         now, name = self._clock.now(), run.call.endpoint.name

@@ -93,12 +93,18 @@ class Tokens:
             hopeless = patience is None or now >= patience or next_probe == float("inf")
             if stopped is not None and hopeless:
                 raise NoToken(self._book.why, stopped)
-            with trio.move_on_after(max(0.0, next_probe - now) if probe else float("inf")):
+            ahead = [at for at in (next_probe, patience) if at is not None and at > now]
+            with trio.move_on_after(min(ahead, default=float("inf")) - now):
                 await self._landing()
 
     def current(self) -> Token | None:
         """The token to call with, if there is one at this moment."""
         return self._book.usable(self._clock.boot())
+
+    @property
+    def refused_at(self) -> float:
+        """When KIS last refused a token for good (``boot`` clock)."""
+        return self._book.refused_at
 
     def refused(self, token: Token, ago_s: float, *, certain: bool) -> None:
         """KIS did not take *token* in a request sent so long ago.
