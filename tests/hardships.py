@@ -24,11 +24,12 @@ from tests.processes import FOLLOWER, KISFEED, Place, Program, open_place
 from tests.proxy import FaultProxy, open_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 
 RAW: Final = Path(__file__).with_name("clients") / "raw.py"
 READERS: Final = ("stream", "sync", "raw")
-SECRETS: Final = ("canary-appkey-" + "k" * 22, "canary-appsecret-" + "s" * 163, "canary-htsid")
+SECRETS: Final = ("canary-appkey-" + "k" * 22, "canary-appsecret-" + "s" * 163, "87654321-01")
+TWO: Final = dict.fromkeys(READERS, ("005930", "000660"))
 SCALE: Final = 300.0
 """What every pause and window of dialling is divided by."""
 
@@ -176,6 +177,7 @@ class Scene:
     """Everything that runs, and what was wrong so far.
 
     Attributes:
+        topics: what each reader follows.
         faults: everything that must not be.
         live_s: seconds from each healing until every reader had new rows of every topic.
         exits_s: seconds from each SIGTERM to the end.
@@ -187,9 +189,10 @@ class Scene:
     sim: Program
     line: FaultProxy
     rest: FaultProxy
-    topics: tuple[str, ...]
+    topics: dict[str, tuple[str, ...]]
     stall_s: float
     rng: random.Random
+    log_level: str
     daemon: Program | None = None
     readers: dict[str, Reader] = attrs.field(factory=dict)
     faults: list[str] = attrs.field(factory=list)
@@ -218,17 +221,18 @@ class Scene:
 
     async def _start_daemon(self) -> Program:
         return await self.place.kisfeed(
-            "serve", "--json", "--profile", "test", "--log-level", "debug"
+            "serve", "--json", "--profile", "test", "--log-level", self.log_level
         )
 
     async def follow(self, kind: str) -> None:
         """Start a reader."""
+        topics = self.topics[kind]
         commands: dict[str, tuple[str | Path, ...]] = {
-            "stream": (*KISFEED, "stream", *self.topics, "--profile", "test"),
-            "sync": (sys.executable, FOLLOWER, "sync", self.place.socket(), *self.topics),
-            "raw": (sys.executable, RAW, self.place.socket(), *self.topics),
+            "stream": (*KISFEED, "stream", *topics, "--profile", "test"),
+            "sync": (sys.executable, FOLLOWER, "sync", self.place.socket(), *topics),
+            "raw": (sys.executable, RAW, self.place.socket(), *topics),
         }
-        ledgers = {topic: Ledger() for topic in self.topics}
+        ledgers = {topic: Ledger() for topic in topics}
 
         def hear(event: Any) -> None:
             reader.hear(event)
@@ -403,9 +407,13 @@ class Scene:
         """The most connects that the simulator accepted in so many seconds of KIS's pace."""
         return most_within(self.counts["connects"], seconds / SCALE - _DRIFT_S)
 
+    def secrets(self) -> set[str]:
+        """Every key that was configured, or that the simulator gave out."""
+        return {*SECRETS, *self.line.secrets, *self.rest.secrets}
+
     def _look_at_talk(self) -> None:
         """No secret in anything that was said, and no bug."""
-        secrets = {*SECRETS, *self.line.secrets, *self.rest.secrets}
+        secrets = self.secrets()
         for program in self.place.programs:
             if program is self.sim:
                 continue
@@ -441,7 +449,7 @@ def _shown(pid: int) -> Iterable[str]:
             yield Path(f"/proc/{pid}/{name}").read_text("utf-8", "replace")
 
 
-def profile(scene_rest: int, scene_line: int, *, liveness: float) -> str:
+def profile(rest: int, line: int, *, liveness: float) -> str:
     """The daemon's configuration: all that holds a dial back at :data:`SCALE` times the pace."""
     session = rules(SCALE)
     names = [field.name for field in attrs.fields(type(session)) if field.name.endswith("_s")]
@@ -453,15 +461,16 @@ def profile(scene_rest: int, scene_line: int, *, liveness: float) -> str:
             value /= liveness
         if value != getattr(usual, name):
             lines.append(f"{name} = {list(value) if isinstance(value, tuple) else value}")
-    appkey, appsecret, hts_id = SECRETS
+    appkey, appsecret, account = SECRETS
     return f"""environment = "sim"
 [credentials]
 appkey = "{appkey}"
 appsecret = "{appsecret}"
-hts_id = "{hts_id}"
+account = "{account}"
+hts_id = "someone"
 [endpoints]
-rest = "http://127.0.0.1:{scene_rest}"
-ws = "ws://127.0.0.1:{scene_line}"
+rest = "http://127.0.0.1:{rest}"
+ws = "ws://127.0.0.1:{line}"
 [session]
 {chr(10).join(lines)}
 """
@@ -476,21 +485,23 @@ async def open_scene(
     seed: int,
     *,
     rate_hz: float = 20.0,
-    symbols: Sequence[str] = ("005930", "000660"),
+    symbols: Mapping[str, Sequence[str]] = TWO,
     stall_s: float = 2.0,
     liveness: float = 5.0,
+    log_level: str = "debug",
 ) -> AsyncGenerator[Scene]:
     """Start everything.
 
     Args:
         seed: of the market and of what the proxies do.
         rate_hz: frames a second of each symbol.
-        symbols: what is traded.
+        symbols: what each reader follows.
         stall_s: how long the daemon's event loop is stalled.
         liveness: what the bounds that judge a live session are divided by.
+        log_level: the daemon's.
     """
     rng = random.Random(seed)
-    topics = tuple(f"trade.krx.{symbol}" for symbol in symbols)
+    topics = {kind: tuple(f"trade.krx.{s}" for s in symbols[kind]) for kind in READERS}
     async with open_place() as place:
         sim = await place.kisfeed(
             "sim", "--json", "--control", "--seed", str(seed), "--rate", str(rate_hz),
@@ -502,7 +513,7 @@ async def open_scene(
             open_proxy(_port(urls["rest"]), rng) as rest,
         ):
             place.configure(profile(rest.port, line.port, liveness=liveness))
-            scene = Scene(place, sim, line, rest, topics, stall_s, rng)
+            scene = Scene(place, sim, line, rest, topics, stall_s, rng, log_level)
             await scene.serve()
             for kind in READERS:
                 await scene.follow(kind)
@@ -522,10 +533,10 @@ async def play(scene: Scene, blows: Sequence[Blow]) -> list[str]:
     return scene.faults[before:]
 
 
-def rounds(seed: int) -> Iterable[list[Blow]]:
+def rounds(seed: int, kinds: Iterable[str] = KINDS) -> Iterator[list[Blow]]:
     """Rounds without end; the first ones have every kind once, so that a short run has all."""
     rng = random.Random(seed)
-    kinds = list(KINDS)
+    kinds = list(kinds)
     rng.shuffle(kinds)
     for first in range(0, len(kinds), 3):
         blows = [_blow(rng, kind) for kind in kinds[first : first + 3]]

@@ -82,6 +82,8 @@ class Metrics:
         yield from self._tokens()
         yield from self._session()
         yield from self._breakers()
+        living = trio.lowlevel.current_statistics().tasks_living
+        yield _gauge("kisfeed_tasks", "Trio tasks that live in the daemon", living)
 
     def _rest(self) -> Iterator[Metric]:
         kis, environment = self._feed.rest, str(self._feed.config.environment)

@@ -240,6 +240,7 @@ class Exchange:
             "operations": operations,
             "most_rest_1s": self.most_within(Happening.REST, 1.0),
             "most_registrations": self.most_registrations,
+            "records": sum(t.records + t.withheld_records for t in self.tallies.values()),
         }
 
     @property
