@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 async def suffer(rounds: int, seed: int, *, stall_s: float, liveness: float) -> int:
     kinds: collections.Counter[str] = collections.Counter()
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     async with hardships.open_scene(seed, stall_s=stall_s, liveness=liveness) as scene:
         drawn = itertools.islice(hardships.rounds(seed), rounds)
         for number, blows in enumerate(drawn, 1):
@@ -38,7 +38,7 @@ async def suffer(rounds: int, seed: int, *, stall_s: float, liveness: float) -> 
                 + ", ".join(f"{blow.kind} {blow.value:.2f}" for blow in blows)
             )
             for fault in faults:
-                console.print(f"     [bold red]{fault}", markup=True)
+                console.print(f"     [bold red]{fault}")
     show(scene, kinds, rounds)
     return 1 if scene.faults else 0
 

@@ -299,7 +299,6 @@ class Scene:
         reader.program.process.send_signal(signal.SIGCONT)
         if await reader.program.ends() != -how:
             self.faults.append(f"{reader.kind}: exit code {reader.program.code} after {how.name}")
-        await self.follow(reader.kind)
 
     async def _strike_line(self, line: FaultProxy, what: str, value: float) -> None:
         match what:
@@ -356,10 +355,12 @@ class Scene:
             self.daemon = None
         if self.daemon is None:
             await self.serve()
-        for reader in list(self.readers.values()):
-            if reader.program.code is not None:
-                self.faults.append(f"{reader.kind} ended by itself: {reader.program.talk[-500:]}")
-                await self.follow(reader.kind)
+        for kind in READERS:
+            reader = self.readers.get(kind)
+            if reader is not None and reader.program.code is not None:
+                self.faults.append(f"{kind} ended by itself: {reader.program.talk[-500:]}")
+            if reader is None or reader.program.code is not None:
+                await self.follow(kind)
         began = trio.current_time()
         # What was on its way when it healed is not new.
         await trio.sleep(0.3)
