@@ -135,3 +135,81 @@ async def test_what_cannot_be_taken_back_ends_ordering(
                 await opened.append(RECORDS[0])
         with pytest.raises(StateError, match="nothing can be ordered"):
             await opened.append(RECORDS[0])
+
+
+async def test_what_is_put_aside_is_in_the_archive_and_what_is_needed_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "k.orders"
+    with open_journal(path, DirectDisk()) as opened:
+        await opened.append(*RECORDS[:4])
+        await opened.put_aside(RECORDS[2:3], "20261121")
+        await opened.append(RECORDS[5])
+        assert opened.archived("20261120") == RECORDS[:4]
+        assert opened.archived("20261121") == []
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "k.orders", "k.orders.20261121", "k.orders.lock",
+    }  # fmt: skip
+    assert all(p.stat().st_mode & 0o777 == 0o600 for p in tmp_path.iterdir())
+    with open_journal(path, DirectDisk()) as opened:
+        assert opened.records == [RECORDS[2], RECORDS[5]]
+        await opened.put_aside([], "20261121")
+        assert opened.archived("20261120") == [*RECORDS[:4], RECORDS[2], RECORDS[5]]
+        assert opened.archived("20261121") == []
+
+
+class Dies(Exception):
+    """The process ends here."""
+
+
+class DyingDisk(DirectDisk):
+    """Ends the process in the middle of a replacement: before it, or right behind it."""
+
+    def __init__(self, *, done: bool) -> None:
+        self.done = done
+
+    async def write(self, path: Path, data: bytes) -> None:
+        path.with_name(f".{path.name}.1").write_bytes(data[: len(data) // 2])
+        if self.done:
+            await super().write(path, data)
+        raise Dies
+
+
+@pytest.mark.parametrize("done", [False, True])
+async def test_a_death_while_putting_aside_loses_nothing(tmp_path: Path, *, done: bool) -> None:
+    path = tmp_path / "k.orders"
+    with open_journal(path, DirectDisk()) as opened:
+        await opened.append(*RECORDS[:4])
+    with pytest.raises(Dies), open_journal(path, DyingDisk(done=done)) as opened:
+        await opened.put_aside(RECORDS[3:4], "20261121")
+    with open_journal(path, DirectDisk()) as opened:
+        assert opened.records == (RECORDS[3:4] if done else RECORDS[:4])
+        await opened.put_aside(RECORDS[3:4], "20261121")
+        archived = opened.archived("20261120")
+    assert archived[:4] == RECORDS[:4]
+    assert archived[4:] == (RECORDS[3:4] if done else [])
+
+
+async def test_a_disk_that_cannot_replace_the_journal_leaves_it_in_use(tmp_path: Path) -> None:
+    class Full(DirectDisk):
+        async def write(self, path: Path, data: bytes) -> None:  # noqa: ARG002
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "k.orders"
+    with open_journal(path, Full()) as opened:
+        await opened.append(*RECORDS[:2])
+        with pytest.raises(StateError, match="No space"):
+            await opened.put_aside([], "20261121")
+        await opened.append(RECORDS[2])
+    with open_journal(path, DirectDisk()) as opened:
+        assert opened.records == RECORDS[:3]
+
+
+async def test_a_replaced_journal_is_still_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "k.orders"
+    with open_journal(path, DirectDisk()) as opened:
+        await opened.append(RECORDS[0])
+        await opened.put_aside([], "20261121")
+        with pytest.raises(LocalRefusal, match="another process"):
+            with open_journal(path, DirectDisk()):
+                pass

@@ -544,3 +544,35 @@ async def test_a_journal_cut_at_any_byte_never_leads_to_a_second_order(
                     codes.append(exc.code)
             assert b.executed == 2
         assert set(codes) == {"unknown_outcome"}
+
+
+async def test_the_next_day_puts_aside_what_is_settled_and_keeps_what_is_in_doubt(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def archives() -> list[str]:
+        return [p.name.rpartition(".")[2] for p in sorted(tmp_path.glob("*.orders.2*"))]
+
+    async with open_memory_simulator(QUIET) as sim:
+        async with serving(sim, tmp_path) as b:
+            await b.buy("settled", symbol="000660", price=None)
+            sim.inject(Fault("order_lost_before"))
+            await b.refused("doubt")
+            day = (await b.until("doubt", "human", within=300))["day"]
+            (journal,) = tmp_path.glob("*.orders")
+            size = journal.stat().st_size
+            await trio.sleep(86_400)
+            assert journal.stat().st_size < size / 2
+            assert archives() == [str(int(day) + 1)]
+            listed = (await b.call("order.list", day=day))["orders"]
+            assert [o["id"] for o in listed] == ["settled", "doubt"]
+            assert listed[0]["filled_qty"] == 10
+            assert (await b.call("order.list"))["orders"] == []
+            # An id belongs to its day.
+            again = await b.buy("settled", symbol="000660", price=None)
+            assert again["day"] != day
+        async with serving(sim, tmp_path) as b:
+            await trio.sleep(60)
+            assert len(archives()) == 1
+            assert (await b.show("doubt"))["state"] == "human"
+            assert (await b.refused("like it")).reason == "frozen"
+            assert (await b.show("settled"))["day"] != day

@@ -86,6 +86,10 @@ class Book:
         rules: what KIS takes.
         caps: what the user allows.
         ttl_s: how long an order may wait unless its caller says.
+
+    Attributes:
+        orders: by (client, day, id).
+        outlived: the journal holds orders that were forgotten here.
     """
 
     def __init__(self, rules: OrderRules, caps: Orders, ttl_s: float) -> None:
@@ -93,6 +97,7 @@ class Book:
         self._caps = caps
         self._ttl_s = ttl_s
         self.orders: dict[Key, Order] = {}
+        self.outlived = False
         self._previews: dict[Key, _Preview] = {}
         self._queue: list[tuple[int, int, int, Key]] = []
         self._deadlines: dict[Key, float] = {}
@@ -664,10 +669,7 @@ class Book:
         Raises:
             ValueError, KeyError, TypeError: a record of another program.
         """
-        for record in records:
-            if "order" in record:
-                order = Order.from_map(record["order"])
-                self.orders[order.key] = order
+        self.orders.update(journaled(records))
         for order in self.orders.values():
             if order.order_no:
                 self._owners.setdefault((order.day, order.order_no), order.key)
@@ -680,6 +682,10 @@ class Book:
                 self._doubted_at[order.key] = at.now
                 self._due[order.key] = at.now
 
+    def needed(self) -> list[dict[str, Any]]:
+        """All that a journal has to hold: the orders that were sent, as they are now."""
+        return [_record(order) for order in self.orders.values() if order.sent_ts > 0]
+
     def forget(self, at: Instant) -> None:
         """Drop from memory what neither today nor a doubt needs."""
         today = day_of(at.wall_ns)
@@ -687,6 +693,9 @@ class Book:
             order = self.orders[key]
             if order.state in DOUBTFUL or order.state in _WAITING or key in self._changed:
                 continue
+            if order.sent_ts > 0:
+                self.outlived = True
+                self._records.append(_record(order))  # fills as well, which nobody wrote down
             del self.orders[key]
             for memory in (self._deadlines, self._due, self._reads, self._doubted_at):
                 memory.pop(key, None)
@@ -780,6 +789,16 @@ class Book:
             self._records.append(_record(order))
         if order.state in FINAL:
             self._deadlines.pop(order.key, None)
+
+
+def journaled(records: Iterable[Mapping[str, Any]]) -> dict[Key, Order]:
+    """What *records* last say of each order.
+
+    Raises:
+        ValueError, KeyError, TypeError: a record of another program.
+    """
+    orders = (Order.from_map(record["order"]) for record in records if "order" in record)
+    return {order.key: order for order in orders}
 
 
 def _record(order: Order) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 Records are length, CRC32 and JSON, appended to one file. A crash can only cut the last one short,
 which was then never acted upon; anything else that does not read is damage, and nothing is
-guessed over it.
+guessed over it. What no day and no doubt needs any more is put aside: the whole file becomes an
+archive, named after the day on which that happened, and a new one holds what is still needed.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import struct
@@ -21,7 +23,7 @@ import attrs
 from kisfeed.errors import LocalRefusal, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
     from pathlib import Path
 
     from kisfeed.seams import Disk
@@ -110,12 +112,78 @@ class Journal:
             raise
         self._end += len(data)
 
+    async def put_aside(self, needed: Iterable[Mapping[str, Any]], day: str) -> None:
+        """Keep only *needed*; everything that was written so far goes to the archive of *day*.
+
+        After a crash at any moment the journal is as it was or as it shall be, never less.
+
+        Args:
+            needed: records.
+            day: YYYYMMDD, today in Seoul.
+
+        Raises:
+            StateError: it could not be done; nothing is lost.
+        """
+        if self._broken:
+            raise StateError(self._broken)
+        try:
+            _link(self.path, day)
+            await self._disk.write(self.path, b"".join(encode(record) for record in needed))
+        except OSError as exc:
+            raise StateError(f"{self.path}: {exc.strerror or exc}") from exc
+        finally:
+            self._reopen()  # another file may stand there now
+
+    def archived(self, day: str) -> list[dict[str, Any]]:
+        """What was put aside after *day* (YYYYMMDD), the oldest first.
+
+        Raises:
+            StateError: an archive cannot be read, or is damaged.
+        """
+        found: list[dict[str, Any]] = []
+        for file in sorted(self.path.parent.glob(f"{self.path.name}.*")):
+            if file.suffix[1:9].isdecimal() and file.suffix[1:9] > day:
+                try:
+                    found += decode(file.read_bytes())[0]
+                except OSError as exc:
+                    raise StateError(f"{file}: {exc.strerror}") from exc
+                except ValueError as exc:
+                    raise StateError(f"{file} is damaged ({exc})") from exc
+        return found
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        os.close(self._fd)
+
     def _cut(self) -> None:
         try:
             os.ftruncate(self._fd, self._end)
             os.fdatasync(self._fd)
         except OSError as exc:
             self._broken = f"{self.path} cannot be written ({exc}): nothing can be ordered"
+
+    def _reopen(self) -> None:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as exc:
+            self._broken = f"{self.path} cannot be opened ({exc}): nothing can be ordered"
+            return
+        os.close(self._fd)
+        self._fd, self._end = fd, os.fstat(fd).st_size
+
+
+def _link(path: Path, day: str) -> None:
+    """Give the file at *path* its name as an archive too."""
+    archive = path.with_name(f"{path.name}.{day}")
+    for n in itertools.count(2):
+        try:
+            archive.hardlink_to(path)
+        except FileExistsError:
+            if archive.samefile(path):
+                return  # a crash came between this and the new file
+            archive = path.with_name(f"{path.name}.{day}-{n}")
+        else:
+            return
 
 
 @contextmanager
@@ -126,38 +194,66 @@ def open_journal(path: Path, disk: Disk) -> Generator[Journal]:
         StateError: it cannot be opened or read, or is damaged; names the place.
         LocalRefusal: another process has it open.
     """
+    with _locked(path):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise StateError(f"{path}: {exc.strerror}") from exc
+        try:
+            records, end = _load(path, fd)
+        except StateError:
+            os.close(fd)
+            raise
+        journal = Journal(path, fd, end, disk, records)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def _load(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
+    """The records of the file behind *fd*, and where they end; a torn end is cut off."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        data = path.read_bytes()
+        records, end = decode(data)
+        if end < len(data):
+            os.ftruncate(fd, end)
+        os.fdatasync(fd)
+        _sync_folder(path.parent)
+    except OSError as exc:
+        raise StateError(f"{path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise StateError(
+            f"{path} is damaged ({exc}). It says which orders were sent: check today's orders "
+            "at KIS, then move the file away"
+        ) from exc
+    return records, end
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Keep other processes out; by a file of its own, for the journal's is replaced now and then.
+
+    Raises:
+        StateError: the lock's file cannot be used.
+        LocalRefusal: another process is in.
+    """
+    try:
+        fd = os.open(
+            path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
     except OSError as exc:
         raise StateError(f"{path}: {exc.strerror}") from exc
     try:
-        _lock(fd, path)
         try:
-            data = path.read_bytes()
-            records, end = decode(data)
-            if end < len(data):
-                os.ftruncate(fd, end)
-            os.fdatasync(fd)
-            _sync_folder(path.parent)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise StateError(f"{path}: {exc.strerror}") from exc
-        except ValueError as exc:
-            raise StateError(
-                f"{path} is damaged ({exc}). It says which orders were sent: check today's orders "
-                "at KIS, then move the file away"
-            ) from exc
-        yield Journal(path, fd, end, disk, records)
+            if exc.errno not in {errno.EAGAIN, errno.EACCES}:
+                raise StateError(f"{path}: {exc.strerror}") from exc
+            raise LocalRefusal(f"{path} is open in another process") from exc
+        yield
     finally:
-        os.close(fd)
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno not in {errno.EAGAIN, errno.EACCES}:
-            raise StateError(f"{path}: {exc.strerror}") from exc
-        raise LocalRefusal(f"{path} is open in another process") from exc
+        os.close(fd)  # and with it the lock
 
 
 def _sync_folder(folder: Path) -> None:

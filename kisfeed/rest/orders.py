@@ -15,7 +15,7 @@ import trio
 
 from kisfeed.core.engine import Instant
 from kisfeed.core.ordercheck import SYMBOL, Ask, Situation, refusal
-from kisfeed.core.orders import Hint, date_of, day_of
+from kisfeed.core.orders import Hint, date_of, day_of, journaled
 from kisfeed.core.told import Ledger
 from kisfeed.errors import (
     KisError,
@@ -147,12 +147,12 @@ class OrderDesk:
         try:
             async with self._writing:
                 await self._journal.append(record)
+                order = self._book.intended(record)
         except StateError as exc:
             self._book.not_sent(key, "journal", str(exc), self._at())
             self._note("order_not_sent", self._book.orders[key])
             self._tell()
             return
-        order = self._book.intended(record)
         self._note("order_intended", order)
         began, passed = self._clock.now(), False
 
@@ -300,6 +300,8 @@ class OrderDesk:
             self._ledger.forget(day_of(began.wall_ns))
         self._ready.set()
         await self._write()
+        if self._book.outlived:
+            await self._put_aside(day_of(began.wall_ns))
         for order in self._tell():
             if order.state in _SETTLED:
                 self._note("order_followed", order)
@@ -347,10 +349,11 @@ class OrderDesk:
             OrderRefused: it was refused, here or by KIS, was not sent, or its outcome is unknown
                 (code ``unknown_outcome``; do not send it again).
         """
-        order = self._book.known(ask, self._at())
+        came = self._at()  # its time runs while its quote is fetched
+        order = self._book.known(ask, came)
         if order is None:
             situation = await self._situation(ask)
-            order = self._book.place(ask, self._at(), situation)
+            order = self._book.place(ask, came, situation)
             self._note("order_queued", order)
             self._wake.set()
             self._queued.set()
@@ -369,9 +372,19 @@ class OrderDesk:
         return self._book.find(name, client, day=day)
 
     def of_day(self, day: str | None = None) -> list[Order]:
-        """The orders of *day* (today unless told), the oldest first."""
-        wanted = day or day_of(self._clock.wall_ns())
-        return [order for order in self._book.orders.values() if order.day == wanted]
+        """The orders of *day* (today unless told), the oldest first.
+
+        Raises:
+            StateError: an earlier day's cannot be read.
+        """
+        today = day_of(self._clock.wall_ns())
+        wanted = day or today
+        orders = [order for order in self._book.orders.values() if order.day == wanted]
+        if wanted >= today:
+            return orders
+        known = journaled(self._journal.archived(wanted)) | {o.key: o for o in orders}
+        of_it = [order for order in known.values() if order.day == wanted]
+        return sorted(of_it, key=lambda order: order.created_ts)
 
     def cancel_id(self, client: str, target: str) -> str:
         """The id of a cancellation whose caller gave none.
@@ -553,6 +566,16 @@ class OrderDesk:
                 self._unwritten(exc)
                 if strict:
                     raise
+
+    async def _put_aside(self, day: str) -> None:
+        """What is of no use to this day any more goes from the journal to an archive."""
+        async with self._writing:
+            self._book.outlived = False
+            try:
+                await self._journal.put_aside(self._book.needed(), day)
+            except StateError as exc:
+                self._book.outlived = True
+                self._unwritten(exc)
 
     async def _append(self, record: Mapping[str, Any]) -> None:
         async with self._writing:
