@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
+import gc
 import importlib.abc
 import importlib.util
-import io
 import json
 import multiprocessing
 import os
@@ -24,9 +25,11 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from rich.console import Console
@@ -34,9 +37,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from types import FrameType, ModuleType
+
+    import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 #: Module of kisfeed.core -> the test files that are to notice, quickest first.
@@ -70,6 +75,8 @@ TESTS: Final = {
 _BASELINE_S: Final = 600  # for the tests of a module as it is written
 _PATIENCE: Final = 4  # a mutant may take this many times as long, and ...
 _GRACE_S: Final = 10  # ... this much more
+_AT_ONCE: Final = 40  # mutants for one collection of the tests
+_DIED: Final = 9
 _MEMORY: Final = 2 << 30  # bytes: a mutant that piles up without end is noticed
 # The profile by its option, since the one of conftest.py would replace what is loaded here.
 _PYTEST: Final = (
@@ -115,6 +122,26 @@ class Mutant:
     number: int
     line: int
     what: str
+    function: str  # outermost one, as its qualified name; empty: run by the import
+    first: int  # lines of the statement, or of the head of one with a body
+    last: int
+
+
+@attrs.frozen
+class _Place:
+    line: int
+    what: str
+    function: str
+    first: int
+    last: int
+
+
+@attrs.frozen
+class _Seen:
+    """What one test did to a module."""
+
+    seconds: float
+    lines: frozenset[int]
 
 
 class _Changer(ast.NodeTransformer):
@@ -122,10 +149,14 @@ class _Changer(ast.NodeTransformer):
 
     def __init__(self, wanted: int = -1) -> None:
         self.wanted = wanted
-        self.found: list[tuple[int, str]] = []
+        self.found: list[_Place] = []
+        self._names: list[str] = []  # of the classes and the function around
+        self._inside = False  # of a function
+        self._lines = (0, 0)
 
     def _here(self, node: ast.AST, what: str) -> bool:
-        self.found.append((getattr(node, "lineno", 0), what))
+        name = ".".join(self._names) if self._inside else ""
+        self.found.append(_Place(getattr(node, "lineno", 0), what, name, *self._lines))
         return len(self.found) - 1 == self.wanted
 
     # What is left alone.
@@ -133,11 +164,24 @@ class _Changer(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         if node.name in _SHOWN and node.returns and "dict" in ast.unparse(node.returns):
             return node
-        node.body = [self._statement(child) for child in node.body]
         node.args.defaults = [self.visit(default) for default in node.args.defaults]
         node.args.kw_defaults = [
             default and self.visit(default) for default in node.args.kw_defaults
         ]
+        outermost = not self._inside
+        if outermost:
+            self._inside = True
+            self._names.append(node.name)
+        node.body = [self._statement(child) for child in node.body]
+        if outermost:
+            self._inside = False
+            self._names.pop()
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self._names.append(node.name)
+        node.body = [self._statement(child) for child in node.body]
+        self._names.pop()
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
@@ -171,6 +215,16 @@ class _Changer(ast.NodeTransformer):
     # What is changed.
 
     def _statement(self, node: ast.stmt) -> ast.stmt:
+        around = self._lines
+        body = getattr(node, "body", None)
+        last = body[0].lineno - 1 if body else (node.end_lineno or node.lineno)
+        self._lines = (node.lineno, max(node.lineno, last))
+        try:
+            return self._changed(node)
+        finally:
+            self._lines = around
+
+    def _changed(self, node: ast.stmt) -> ast.stmt:
         gone = ast.copy_location(ast.Pass(), node)
         call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
         if (call or isinstance(node, ast.AugAssign)) and self._here(node, "statement left out"):
@@ -262,7 +316,14 @@ def mutants(module: str) -> list[Mutant]:
     """Every change of *module*."""
     changer = _Changer()
     changer.visit(ast.parse(_path(module).read_text("utf-8")))
-    return [Mutant(module, n, line, what) for n, (line, what) in enumerate(changer.found)]
+    return [Mutant(module, n, **attrs.asdict(place)) for n, place in enumerate(changer.found)]
+
+
+def _compiled(mutant: Mutant) -> CodeType:
+    path = _path(mutant.module)
+    tree = _Changer(mutant.number).visit(ast.parse(path.read_text("utf-8")))
+    code: CodeType = compile(ast.fix_missing_locations(tree), str(path), "exec")
+    return code
 
 
 class _Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):
@@ -271,9 +332,7 @@ class _Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):
     def __init__(self, mutant: Mutant) -> None:
         self._name = f"kisfeed.core.{mutant.module}"
         self._path = _path(mutant.module)
-        tree = ast.parse(self._path.read_text("utf-8"))
-        changed = ast.fix_missing_locations(_Changer(mutant.number).visit(tree))
-        self._code = compile(changed, str(self._path), "exec")
+        self._code = _compiled(mutant)
 
     def find_spec(
         self, fullname: str, _path: object = None, _target: ModuleType | None = None
@@ -286,21 +345,47 @@ class _Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):
         exec(self._code, module.__dict__)
 
 
-def survives(mutant: Mutant | None, tests: Sequence[str], within_s: int) -> bool:
-    """Run *tests* on *mutant* (None: on what is written) in a fork; True if all pass in time."""
+def _functions(module: str) -> dict[str, list[FunctionType]]:
+    """The functions of *module* that are alive, by qualified name."""
+    found: dict[str, list[FunctionType]] = {}
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename == str(_path(module)):
+            found.setdefault(thing.__code__.co_qualname, []).append(thing)
+    return found
+
+
+def _codes(code: CodeType, name: str) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            if inner.co_qualname == name:
+                yield inner
+            yield from _codes(inner, name)
+
+
+def _put_in_place(mutant: Mutant) -> None:
+    """Exchange the code of the function that *mutant* changes."""
+    changed = {code.co_firstlineno: code for code in _codes(_compiled(mutant), mutant.function)}
+    for function in _functions(mutant.module)[mutant.function]:
+        function.__code__ = changed[function.__code__.co_firstlineno]
+
+
+def _forked(work: Callable[[], int], within_s: float) -> int:
+    """Run *work* in a fork; its result, or less than 0 if it died or was not done in time."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
-        signal.alarm(within_s)
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        os._exit(_run_tests(mutant, tests))
+        signal.setitimer(signal.ITIMER_REAL, within_s)
+        try:
+            os._exit(work())
+        except BaseException:  # noqa: BLE001  # whatever a mutant does
+            os._exit(_DIED)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what its tests started and did not end
-    return os.waitstatus_to_exitcode(status) == 0
+    return os.waitstatus_to_exitcode(status)
 
 
-def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> int:
+def _pytest(tests: Sequence[str], *plugins: object) -> int:
     import hypothesis  # noqa: PLC0415  # in the worker only
     import pytest  # noqa: PLC0415
 
@@ -316,19 +401,118 @@ def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> int:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    try:
-        if mutant is not None:
-            sys.meta_path.insert(0, _Loader(mutant))
-        files = [f"tests/test_{name}.py" for name in tests]
-        with contextlib.redirect_stdout(io.StringIO()):
-            return int(pytest.main([*_PYTEST, *files]))
-    except BaseException:  # noqa: BLE001  # it does not even import: noticed
-        return 1
+    files = [f"tests/test_{name}.py" for name in tests]
+    return int(pytest.main([*_PYTEST, *files], plugins=list(plugins)))
 
 
-def _judge(task: tuple[Mutant, int]) -> tuple[Mutant, bool]:
-    mutant, within_s = task
-    return mutant, survives(mutant, TESTS[mutant.module], within_s)
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
+class _Watching:
+    """A pytest plugin: runs every test and writes what each did to *module* to *path*."""
+
+    def __init__(self, module: str, path: Path) -> None:
+        self._file = str(_path(module))
+        self._path = path
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        seen: dict[str, tuple[float, list[int]]] = {}
+        for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+            lines: set[int] = set()
+
+            def trace(
+                frame: FrameType, _event: str, _: object, lines: set[int] = lines
+            ) -> Callable[..., Any] | None:
+                if frame.f_code.co_filename != self._file:
+                    return None
+                lines.add(frame.f_lineno)
+                return trace
+
+            started = time.monotonic()
+            sys.settrace(trace)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            sys.settrace(None)
+            seen[item.nodeid] = time.monotonic() - started, sorted(lines)
+        if not session.testsfailed:
+            self._path.write_text(json.dumps(seen), "utf-8")
+        return True
+
+
+class _Judging:
+    """A pytest plugin: runs on each mutant the tests that come by, and writes who survived."""
+
+    def __init__(self, chosen: Sequence[Mutant], seen: Mapping[str, _Seen], path: Path) -> None:
+        self._chosen = chosen
+        self._seen = seen
+        self._path = path
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        survivors = []
+        gc.freeze()  # the forks share it
+        for mutant in self._chosen:
+            names = [n for n, seen in self._seen.items() if _comes_by(seen, mutant)]
+            names.sort(key=lambda name: self._seen[name].seconds)
+            within_s = _PATIENCE * sum(self._seen[name].seconds for name in names) + _GRACE_S
+            tests = [items[name] for name in names]
+            if not _forked(functools.partial(_judged, session, mutant, tests), within_s):
+                survivors.append(mutant.number)
+        self._path.write_text(json.dumps(survivors), "utf-8")
+        return True
+
+
+def _comes_by(seen: _Seen, mutant: Mutant) -> bool:
+    return not seen.lines.isdisjoint(range(mutant.first, mutant.last + 1))
+
+
+def _judged(session: pytest.Session, mutant: Mutant, tests: Sequence[pytest.Item]) -> int:
+    _put_in_place(mutant)
+    _limit_memory()
+    for item, following in zip(tests, [*tests[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return 1
+    return 0
+
+
+def _import_changed(mutant: Mutant, tests: Sequence[str]) -> int:
+    sys.meta_path.insert(0, _Loader(mutant))
+    _limit_memory()
+    return _pytest(tests)
+
+
+def _watch(module: str) -> dict[str, _Seen]:
+    """What each test of *module* does to it; empty if one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "seen"
+        watching = functools.partial(_pytest, TESTS[module], _Watching(module, path))
+        if _forked(watching, _BASELINE_S) or not path.exists():
+            return {}
+        read = json.loads(path.read_text("utf-8"))
+        return {name: _Seen(seconds, frozenset(lines)) for name, (seconds, lines) in read.items()}
+
+
+def _judge(task: tuple[list[Mutant], dict[str, _Seen]]) -> tuple[int, list[Mutant]]:
+    """How many mutants were tried, and which of them no test noticed."""
+    chosen, seen = task
+    module = chosen[0].module
+    within_s = _PATIENCE * sum(test.seconds for test in seen.values()) + _GRACE_S
+    survivors = [
+        mutant
+        for mutant in chosen
+        if not mutant.function
+        and not _forked(functools.partial(_import_changed, mutant, TESTS[module]), within_s)
+    ]
+    inside = [mutant for mutant in chosen if mutant.function]
+    if inside:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "survivors"
+            judging = _Judging(inside, seen, path)
+            _forked(functools.partial(_pytest, TESTS[module], judging), within_s * len(inside))
+            numbers = set(json.loads(path.read_text("utf-8")))
+        survivors += [mutant for mutant in inside if mutant.number in numbers]
+    return len(chosen), survivors
 
 
 def _prepare() -> None:
@@ -345,23 +529,20 @@ def _drawn(module: str, count: int, seed: int) -> list[Mutant]:
     return sorted(random.Random(seed).sample(found, count), key=lambda m: m.number)
 
 
-def _baseline(module: str) -> int:
-    """Seconds that a mutant of *module* may take; 0 if its tests fail as it is written."""
-    started = time.monotonic()
-    passes = survives(None, TESTS[module], _BASELINE_S)
-    return int(_PATIENCE * (time.monotonic() - started)) + _GRACE_S if passes else 0
-
-
 def _results(
-    modules: Sequence[str], chosen: Sequence[Mutant], workers: int
-) -> Iterator[tuple[Mutant, bool]]:
+    chosen: Mapping[str, list[Mutant]], workers: int
+) -> Iterator[tuple[int, list[Mutant]]]:
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_prepare) as pool:
-        within_s = dict(zip(modules, pool.map(_baseline, modules, 1), strict=True))
-        for module, seconds in within_s.items():
-            if not seconds:
+        seen = dict(zip(chosen, pool.map(_watch, chosen, 1), strict=True))
+        for module, tests in seen.items():
+            if not tests:
                 raise SystemExit(f"the tests of {module} fail as it is written")
-        tasks = [(mutant, within_s[mutant.module]) for mutant in chosen]
+        tasks = [
+            (mutants[at : at + _AT_ONCE], seen[module])
+            for module, mutants in chosen.items()
+            for at in range(0, len(mutants), _AT_ONCE)
+        ]
         yield from pool.imap_unordered(_judge, tasks)
 
 
@@ -377,20 +558,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     modules = options.modules or list(TESTS)
-    chosen = [
-        mutant for name in modules for mutant in _drawn(name, options.per_module, options.seed)
-    ]
-    # Spread, so that the slow ones do not come all at once.
-    random.Random(options.seed).shuffle(chosen)
+    unknown = {path.stem for path in _path("x").parent.glob("[!_]*.py")} ^ set(TESTS)
+    if unknown:
+        parser.error(f"TESTS and kisfeed/core differ: {', '.join(sorted(unknown))}")
+    drawn = {name: _drawn(name, options.per_module, options.seed) for name in modules}
+    chosen = [mutant for found in drawn.values() for mutant in found]
     started = time.monotonic()
     survivors: list[Mutant] = []
     columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(chosen))
-        for mutant, survived in _results(modules, chosen, options.workers):
-            if survived:
-                survivors.append(mutant)
-            progress.advance(bar)
+        for tried, found in _results(drawn, options.workers):
+            survivors += found
+            progress.advance(bar, tried)
     return _report(modules, chosen, survivors, time.monotonic() - started, options, console)
 
 
