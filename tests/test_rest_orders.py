@@ -100,11 +100,12 @@ async def serving(
     folder: Path,
     orders: Orders = BIG,
     environment: Environment = Environment.SIM,
+    settings: Config | None = None,
 ) -> AsyncGenerator[Bench]:
     now = trio.current_time()
     base = int(sim.market.clock.at(now).timestamp() * 1e9) - int(now * 1e9)
     async with open_feed(
-        config(folder, orders, environment),
+        settings or config(folder, orders, environment),
         clock=VirtualClock(base),
         rng=seeded_rng(7),
         disk=DirectDisk(),
@@ -177,6 +178,21 @@ async def test_a_lost_answer_is_in_doubt_until_the_list_tells(
             assert settled["state"] == "not_executed"
             await b.buy("b")
             assert b.executed == 2
+
+
+async def test_a_doubt_is_looked_up_at_once_where_no_notice_comes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_memory_simulator(QUIET) as sim:
+        with_notices = config(tmp_path, BIG)
+        quiet = attrs.evolve(with_notices.credentials, hts_id="")
+        async with serving(
+            sim, tmp_path, settings=attrs.evolve(with_notices, credentials=quiet)
+        ) as b:
+            await trio.sleep(30)  # what is read at the start is read
+            sim.inject(Fault("order_html", count=1))
+            await b.refused("a")
+            assert (await b.until("a", "accepted", within=30))["evidence"] == "list"
 
 
 async def test_an_order_that_a_person_places_too_is_never_guessed(

@@ -190,6 +190,7 @@ class OrderDesk:
         # What a caller was told is still so after a restart.
         await self._write()
         self._tell()
+        self._look.set()  # what is in doubt or open now is due earlier
 
     def _take(self, key: Key, answer: Answer) -> None:
         receipt = wire.receipt(answer.body)
