@@ -160,6 +160,7 @@ KINDS: Final[dict[str, tuple[float, float]]] = {
     "reader_stopped": (0.5, 3.0),
     "line_cut": (1, 4000),  # bytes later
     "line_reset": (0.0, 0.0),
+    "line_orphaned": (0.2, 3.0),
     "line_stalled": (0.2, 3.0),
     "line_slow": (0.01, 0.15),
     "line_refused": (0.1, 1.0),
@@ -308,6 +309,8 @@ class Scene:
                 line.reset()
             case "slow":
                 line.delay_s, line.chopped = value, True
+            case "orphaned":
+                line.orphan(value)
             case "stalled":
                 line.stall()
                 await trio.sleep(value)

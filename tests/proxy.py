@@ -29,6 +29,7 @@ class _Link:
     Attributes:
         left: bytes that still pass towards ``near`` before the line is cut; None for no cut.
         rude: it ends with RST instead of FIN.
+        orphaned_s: KIS does not hear of the end before so many seconds.
     """
 
     near: trio.SocketStream
@@ -36,6 +37,7 @@ class _Link:
     scope: trio.CancelScope
     left: int | None = None
     rude: bool = False
+    orphaned_s: float = 0.0
 
     def end(self, *, rude: bool) -> None:
         self.rude = rude
@@ -73,6 +75,12 @@ class FaultProxy:
     def reset(self) -> None:
         """Every line is reset at once, on both sides."""
         for link in list(self._links):
+            link.end(rude=True)
+
+    def orphan(self, seconds: float) -> None:
+        """Every line is reset for who dialled; KIS goes on sending for so long."""
+        for link in list(self._links):
+            link.orphaned_s = seconds
             link.end(rude=True)
 
     def stall(self) -> None:
@@ -126,8 +134,7 @@ class FaultProxy:
         try:
             far = await trio.open_tcp_stream(_HOST, self.target)
         except OSError:
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-            await trio.aclose_forcefully(near)
+            await _hang_up(near, rude=True)
             return
         async with trio.open_nursery() as nursery:
             link = _Link(near, far, nursery.cancel_scope)
@@ -135,12 +142,11 @@ class FaultProxy:
             nursery.start_soon(self._pump, link, near, far)
             nursery.start_soon(self._pump, link, far, near)
         self._links.remove(link)
-        for stream in (near, far):
-            if link.rude:
-                # It may be gone already.
-                with contextlib.suppress(OSError):
-                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-            await trio.aclose_forcefully(stream)
+        await _hang_up(near, rude=link.rude)
+        with trio.move_on_after(link.orphaned_s), contextlib.suppress(trio.BrokenResourceError):
+            while await far.receive_some(_READ):
+                pass
+        await _hang_up(far, rude=link.rude)
 
     async def _pump(self, link: _Link, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         tail = b""
@@ -174,6 +180,14 @@ class FaultProxy:
         if b'"' in data:
             self.secrets.update(found.decode() for found in _SECRET.findall(data))
         return data[-_LONGEST_SECRET:]
+
+
+async def _hang_up(stream: trio.SocketStream, *, rude: bool) -> None:
+    if rude:
+        # It may be gone already.
+        with contextlib.suppress(OSError):
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+    await trio.aclose_forcefully(stream)
 
 
 @contextlib.asynccontextmanager
