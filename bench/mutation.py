@@ -5,8 +5,8 @@ on it; a change that no test notices is a survivor. Mutants are drawn evenly ove
 (``--per-module``, all of them with 0), the same ones for the same ``--seed``. Every mutant runs
 in a fork of a process that has the libraries imported; nothing is written to the source tree.
 
-Not mutated: docstrings, texts, annotations, ``assert``, ``raise``, imports, and the maps that a
-``status`` makes for screens, which decide nothing.
+Not mutated: docstrings, texts, annotations, ``assert``, ``raise``, imports, ``init`` and
+``repr`` of attrs fields, and the maps that a ``status`` makes for screens, which decide nothing.
 """
 
 from __future__ import annotations
@@ -274,6 +274,11 @@ class _Changer(ast.NodeTransformer):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name in _SWAPPED and self._here(node, f"{name} -> {_SWAPPED[name]}"):
             node.func = ast.copy_location(ast.Name(_SWAPPED[name], ast.Load()), node.func)
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        if node.arg in {"init", "repr"} and isinstance(node.value, ast.Constant):
+            return node
         return self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from kisfeed.core.breaker import Breaker, BreakerRecord, Phase
+from kisfeed.core.breaker import Breaker, BreakerRecord, Phase, flag, natural, seconds_of, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAUSES = (600.0, 1200.0, 2400.0, 3600.0)
 
@@ -168,6 +172,32 @@ def test_sleep_counts_as_pause() -> None:
     assert breaker.record(0.0).open_s == 500.0
 
 
+def test_an_order_that_is_used_up_by_another_session_counts_no_longer() -> None:
+    breaker = _tripped()
+    breaker.override()
+    breaker.dialled(10.0)
+    breaker.in_use(11.0, young=True)
+    assert breaker.until == 611.0
+
+
+def test_a_closed_breaker_writes_that_it_owes_nothing() -> None:
+    nothing = {
+        "phase": "closed",
+        "trip": None,
+        "level": 0,
+        "young": 0,
+        "loops": 0,
+        "left_s": 0.0,
+        "open_s": 0.0,
+    }
+    assert BreakerRecord().to_map() == nothing
+    assert _breaker(now=7.0).record(9.0).to_map() == nothing
+    breaker = _tripped()
+    breaker.dialled(600.0)
+    breaker.proved()
+    assert breaker.record(601.0).to_map() == nothing
+
+
 _steps = st.lists(
     st.sampled_from(["dial", "young", "old", "proved", "in_use", "nobody", "stop", "loop", "key"])
     | st.floats(0, 2000),
@@ -240,6 +270,24 @@ def test_after_it_opened_the_loops_are_counted_anew() -> None:
     breaker.dialled(600.0)
     breaker.proved()
     assert [breaker.looped(700.0) for _ in range(5)] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "bad"),
+    [
+        (text, ["", "x"], [1, None, b"x"]),
+        (flag, [True, False], [0, 1, None]),
+        (natural, [0, 1, 10**30], [-1, True, 1.0, "1"]),
+        (seconds_of, [0, 0.5, 3], [-0.5, False, "1", None, math.inf, math.nan, 10**400]),
+    ],
+)
+def test_a_field_is_what_it_says_or_an_error(
+    read: Callable[[Any], Any], good: list[Any], bad: list[Any]
+) -> None:
+    assert [read(value) for value in good] == good
+    for value in bad:
+        with pytest.raises(ValueError, match="expected"):
+            read(value)
 
 
 GOOD = BreakerRecord().to_map()

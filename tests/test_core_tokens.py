@@ -41,6 +41,26 @@ def test_no_token_expires_in_trading_hours(after: int) -> None:
         issued = renewed
 
 
+@pytest.mark.parametrize(
+    ("expires", "renewed"),
+    [
+        ("07:59:59", "07:29:59"),
+        ("08:00:00", "07:00:00"),
+        ("15:30:15", "07:00:00"),
+        ("20:00:00", "07:00:00"),
+        ("20:00:01", "19:30:01"),
+        ("02:30:00", "02:00:00"),
+    ],
+)
+def test_a_token_is_renewed_half_an_hour_early_or_before_the_trading_hours_it_ends_in(
+    expires: str, renewed: str
+) -> None:
+    def at(clock: str) -> float:
+        return dt.datetime.fromisoformat(f"2026-11-21 {clock}+09:00").timestamp()
+
+    assert renew_at(at(expires)) == at(renewed)
+
+
 def test_the_expiry_is_seouls_whatever_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     import time  # noqa: PLC0415
 
@@ -72,6 +92,24 @@ def test_a_life_that_cannot_be_read_is_short(body: dict[str, Any], left: float) 
     of = life(body, NOON)
     assert of.left_s == left
     assert 0 <= of.renew_s <= left
+
+
+def test_a_life_of_a_day_and_five_minutes_is_believed_and_no_longer_one() -> None:
+    assert life(answer("2026-11-21 12:05:00"), NOON) == Life(
+        86_700.0, 19 * 3600.0, "2026-11-21 12:05:00"
+    )
+    assert life(answer("2026-11-21 12:05:01"), NOON).clock_off
+    assert life(answer("2026-11-20 12:00:00"), NOON).clock_off
+    assert not life(answer("2026-11-20 12:00:01"), NOON).clock_off
+
+
+@pytest.mark.parametrize("expires", ["", "2026-11-20 11:00:00"])
+def test_a_token_without_a_date_is_renewed_half_an_hour_before_its_assumed_end(
+    expires: str,
+) -> None:
+    of = life(answer(expires, 4_000), NOON)
+    assert (of.left_s, of.renew_s) == (4_000.0, 2_200.0)
+    assert life(answer(expires, 600), NOON).renew_s == 0.0
 
 
 STEPS = st.lists(
@@ -214,6 +252,18 @@ def test_a_refused_token_is_tried_again_where_no_other_can_be_had(*, sent: bool)
     assert under_test.usable(110.0) is token
 
 
+def test_where_kis_cannot_be_reached_the_pauses_are_short_and_grow() -> None:
+    under_test = book()
+    waits, now = [], 0.0
+    for _ in range(7):
+        under_test.begin(now)
+        under_test.unsent(now)
+        waits.append(under_test.ready(now) - now)
+        now = under_test.ready(now)
+    assert waits == [1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0]
+    assert str(under_test.why) == "KIS cannot be reached"
+
+
 def test_a_failure_turns_callers_away_until_the_next_try() -> None:
     under_test = book()
     waits, now = [], 0.0
@@ -280,6 +330,13 @@ def test_a_file_that_was_not_written_by_us_is_an_error_and_nothing_else(data: An
         return
     assert math.isfinite(record.left_s)
     book(record)
+
+
+def test_more_issues_than_anybody_makes_were_not_written_by_us() -> None:
+    good = TokenRecord(tries=(1.0,) * 1_000).to_map()
+    assert len(TokenRecord.from_map(good).tries) == 1_000
+    with pytest.raises(ValueError, match="tries"):
+        TokenRecord.from_map({**good, "tries": [1.0] * 1_001})
 
 
 def test_nothing_shows_the_token() -> None:

@@ -258,7 +258,6 @@ class Breaker:
         """The session lived its minimum lifetime with an ACK and data or PINGPONG: close."""
         if self._phase is Phase.HALF_OPEN:
             self._phase = Phase.CLOSED
-            self._waived = False
             self._trip = None
         if self._phase is Phase.CLOSED:
             self._level = 0
