@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kisfeed.chaos import planted, schedule
-from kisfeed.chaos.invariants import INVARIANTS, Finding, measure
+from kisfeed.chaos.findings import Finding
+from kisfeed.chaos.invariants import INVARIANTS, measure
 from kisfeed.chaos.run import play
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ import trio
 
 from kisfeed.chaos import network
 from kisfeed.chaos.schedule import Case, Setup, Step, Trouble
+from kisfeed.chaos.trader import Trader
 from kisfeed.client.core import ClientCore
 from kisfeed.client.structured import Client
 from kisfeed.config import (
@@ -34,24 +35,28 @@ from kisfeed.config import (
     Credentials,
     Endpoints,
     Environment,
+    Orders,
     Quotes,
     Secret,
     Session as SessionRules,
     State as StateFolder,
     Subscriptions,
 )
+from kisfeed.core.orders import day_of
 from kisfeed.errors import Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.feed import Feed, _Door, open_feed
 from kisfeed.gateway.server import serve
 from kisfeed.kfp import events
 from kisfeed.seams import Seeded, VirtualClock, seeded_rng
 from kisfeed.simulator import Fault, Kind, Options, Rules
+from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
     from kisfeed.kfp.events import Event
+    from kisfeed.simulator.brokerage import Brokerage
     from kisfeed.simulator.exchange import Exchange
 
 KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
@@ -66,6 +71,7 @@ WELL_S: Final = 7200.0
 """All is well so long after the heal, in the rules' seconds: the longest pause and some."""
 SETTLE_S: Final = 2000.0
 _QUIET_S: Final = 8.0
+_DOUBT_S: Final = 2 * Orders().human_after_s
 _STEP_S: Final = 0.5
 _STORE_S: Final = 0.003
 _EXIT_S: Final = 30.0
@@ -217,7 +223,9 @@ class Run:
     case: Case
     rules: SessionRules
     exchange: Exchange
+    brokerage: Brokerage
     kis: network.Route
+    trader: Trader
     programs: list[Program]
     lives: list[Life]
     trace: list[tuple[Any, ...]]
@@ -252,6 +260,10 @@ class Run:
             for program in self.programs
             for at, event, name in program.log
         ]
+        trader = self.trader
+        lines += [(a.at, f"trader asks for {a.id} {a.terms}") for a in trader.asked]
+        lines += [(a.until, f"trader: {a.id} is {a.state}") for a in trader.asked]
+        lines += [(post.began_at, f"POST {post.path} {post.told}") for post in trader.posts]
         return sorted(lines, key=lambda line: line[0])
 
     def digest(self) -> str:
@@ -265,6 +277,8 @@ class Run:
             for at, event, name in program.log:
                 found.update(f"{at!r} {_text(event, name)}".encode())
         found.update(repr(self.ending.slots).encode())
+        found.update(repr([(p.at, p.path, p.told) for p in self.trader.posts]).encode())
+        found.update(repr(self.trader.final).encode())
         return found.hexdigest()[:16]
 
 
@@ -284,6 +298,7 @@ class _World:
     kis: network.Route = attrs.field(init=False)
     door: network.Route = attrs.field(init=False)
     slow_door: network.Route = attrs.field(init=False)
+    trader: Trader = attrs.field(init=False)
     programs: list[Program] = attrs.field(factory=list)
     lives: list[Life] = attrs.field(factory=list)
     suspensions: list[tuple[float, float]] = attrs.field(factory=list)
@@ -366,16 +381,21 @@ class _World:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         """KIS's REST side, behind the same kind of network."""
+        post = self.trader.post(path, body)
         await trio.sleep(self.kis.latency())
         while self.rest_held_until > trio.current_time():  # noqa: ASYNC110  # it may move
             await trio.sleep_until(self.rest_held_until)
         # What arrives when a dead process cannot have sent it has not arrived.
         if self.disk is not None and self.disk.dead:
             raise ConnectionResetError("the process is gone")
+        if post is not None:
+            post.at = trio.current_time()
         status, sent, content = await self.sim.rest(method, path, headers, body)
         self._learn_secrets(content)
         self.rest_calls.append((trio.current_time(), path.partition("?")[0], str(status)))
         await trio.sleep(self.kis.latency())
+        if post is not None:
+            post.told = b'"rt_cd"' in content and content.endswith(b"}")
         return status, sent, content
 
     def _learn_secrets(self, content: bytes) -> None:
@@ -486,6 +506,20 @@ class _World:
                 self.slow_door.reset()
             case Trouble.HOSTILE:
                 self.nursery.start_soon(self._hostile, int(step.value))
+            case _:
+                self._trade(step, trouble)
+
+    def _trade(self, step: Step, trouble: Trouble) -> None:
+        number = int(step.value)
+        match trouble:
+            case Trouble.PLACE:
+                self.nursery.start_soon(self.trader.place, number)
+            case Trouble.AGAIN:
+                self.nursery.start_soon(self.trader.again, number)
+            case Trouble.CANCEL:
+                self.nursery.start_soon(self.trader.cancel, number)
+            case Trouble.HALT:
+                self.nursery.start_soon(self.trader.halt, step.lasts)
             case _:
                 raise AssertionError(f"{trouble} is not caused")
 
@@ -637,6 +671,7 @@ def _config(case: Case, folder: str) -> Config:
         state=StateFolder(folder),
         subscriptions=Subscriptions((topic(0),) if setup.pinned else ()),
         quotes=Quotes(poll_s=3.0),
+        orders=Orders(enabled=setup.orders),
         session=rules if setup.scale == 1 else rules.scaled(setup.scale),
     )
 
@@ -655,6 +690,7 @@ def _options(setup: Setup, seed: int) -> Options:
         pingpong_s=14.0 / scale,
         notice_s=15.0,
         acknowledge_close=setup.acknowledge_close,
+        dealing=Dealing(fill_s=2.0),
         rules=Rules(
             cap=setup.cap,
             hold_s=18.0 / scale,
@@ -707,12 +743,21 @@ async def _play(case: Case, folder: str, logged: list[str], found: list[Run]) ->
     async with open_memory_simulator(options) as sim, trio.open_nursery() as nursery:
         world = _World(case, rng, clock, config, sim, nursery, trace)
         _lay_routes(world, nursery)
+        world.trader = Trader(
+            world.door,
+            seeded_rng(case.seed + 13),
+            functools.partial(sim.market.tape, "krx"),
+            lambda: day_of(clock.wall_ns()),
+            Path(folder),
+        )
         _people(world)
         run = Run(
             case,
             config.session,
             sim.exchange,
+            sim.simulator.brokerage,
             world.kis,
+            world.trader,
             world.programs,
             world.lives,
             trace,
@@ -801,6 +846,7 @@ async def _wind_down(world: _World) -> Ending:
     if any(step.kind == "kis.drop_key" for step in world.case.steps):
         # What KIS forgot without a word shows only in what does not come.
         await _until_agreed(world, 30 * gap + SETTLE_S / scale)
+    await world.trader.wind_down(_DOUBT_S)
     world.sim.inject(Fault(Kind.QUIET, lasts=math.inf))
     await trio.sleep(_QUIET_S)
     slots = await world.ask("slots")

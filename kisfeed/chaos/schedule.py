@@ -19,11 +19,12 @@ from kisfeed.seams import Seeded, seeded_rng
 from kisfeed.simulator import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 HORIZON_S: Final = 300.0
 SCALE: Final = 20.0
+_THIN_TOPICS: Final = 8
 
 
 class Trouble(enum.StrEnum):
@@ -61,6 +62,11 @@ class Trouble(enum.StrEnum):
     STALL = "stall"  # a program stops reading for ``lasts``
     HANG_UP = "hang_up"  # every program's connection breaks
     HOSTILE = "hostile"  # *value* bytes of nonsense on a new connection
+    # A program that orders.
+    PLACE = "place"  # an odd *value*: the same terms once more, under another id
+    AGAIN = "again"  # the *value*-th last request, once more
+    CANCEL = "cancel"  # the order of the *value*-th last request
+    HALT = "halt"  # all ordering, for ``lasts``
 
 
 _KIS_AT_ONCE: Final = (Kind.CUT, Kind.DROP, Kind.CLOSE, Kind.KEY_EXPIRED, Kind.TOKENS_INVALID)
@@ -78,10 +84,14 @@ _KIS_FOR_A_WHILE: Final = (
     Kind.APPROVAL_DOWN,
     Kind.RATE_LIMITED,
 )
-KINDS: Final = tuple(str(t) for t in Trouble) + tuple(
-    f"kis.{kind}" for kind in Kind if not kind.startswith("order_")
+_ORDERING: Final = (Trouble.PLACE, Trouble.AGAIN, Trouble.CANCEL, Trouble.HALT)
+_ORDER_FAULTS: Final = tuple(kind for kind in Kind if kind.startswith("order_"))
+ORDER_KINDS: Final = (*map(str, _ORDERING), *(f"kis.{kind}" for kind in _ORDER_FAULTS))
+"""Kinds of step of a run with orders."""
+KINDS: Final = tuple(str(t) for t in Trouble if t not in _ORDERING) + tuple(
+    f"kis.{kind}" for kind in Kind if kind not in _ORDER_FAULTS
 )
-"""Every kind of step."""
+"""All others."""
 
 CODES: Final = (
     "OPSP0007",
@@ -112,7 +122,7 @@ class Step:
 
     Attributes:
         dt: seconds after the step before.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`KINDS` or :data:`ORDER_KINDS`.
         lasts: seconds.
         value: a number, as the kind says.
         count: how many ACKs or frames it hits.
@@ -147,6 +157,7 @@ class Setup:
         notices: an HTS ID is configured.
         acknowledge_close: KIS answers a close frame.
         debug: every log line is made and searched for secrets.
+        orders: there is an account, and a program that orders.
     """
 
     scale: float = 1.0
@@ -163,6 +174,7 @@ class Setup:
     notices: bool = False
     acknowledge_close: bool = True
     debug: bool = False
+    orders: bool = False
 
 
 @attrs.frozen
@@ -229,20 +241,51 @@ def draw(seed: int, horizon: float = HORIZON_S) -> Case:
         notices=rng.random() < 0.2,
         acknowledge_close=rng.random() < 0.7,
         debug=rng.random() < 0.05,
+        orders=rng.random() < 0.25,
     )
     liking = rng.sample(KINDS, rng.choice([1, 2, 4, 8, 16, len(KINDS)]))
     pause = rng.choice([5.0, 20.0, 60.0])
-    steps = []
-    left = horizon - rng.uniform(1.0, 20.0)
-    dt = rng.uniform(1.0, 20.0)
-    while dt < left:
-        steps.append(_step(rng, dt, rng.choice(liking), scale))
-        left -= dt
-        dt = rng.expovariate(1 / pause)
+    ends = horizon - rng.uniform(1.0, 20.0)
+    steps = _steps(rng, liking, pause, ends, scale)
+    if setup.orders:
+        # Placing is what makes the others mean anything.
+        kinds = [*rng.sample(ORDER_KINDS, 4), "place", "place", "again"]
+        steps = _merged(steps, _steps(rng, kinds, rng.choice([4.0, 15.0]), ends, scale))
     if any(step.kind == Trouble.DISK_FULL for step in steps):
         # A budget that could not be written dies with its process: said so in `status`.
         steps = [s for s in steps if s.kind not in {Trouble.KILL, Trouble.STOP}]
+    if setup.topics > _THIN_TOPICS:
+        # What KIS forgot is found by its silence, after many usual pauses: here, within hours.
+        steps = [s for s in steps if s.kind != "kis.drop_key"]
     return Case(seed, setup, tuple(steps))
+
+
+def _steps(
+    rng: Seeded, kinds: Sequence[str], pause: float, ends: float, scale: float
+) -> list[Step]:
+    steps = []
+    dt = rng.uniform(1.0, 20.0)
+    while dt < ends:
+        steps.append(_step(rng, dt, rng.choice(kinds), scale))
+        ends -= dt
+        dt = rng.expovariate(1 / pause)
+    return steps
+
+
+def _merged(one: Sequence[Step], two: Sequence[Step]) -> list[Step]:
+    """Both, each step when it was."""
+    timed = []
+    for steps in (one, two):
+        at = 0.0
+        for step in steps:
+            at += step.dt
+            timed.append((at, step))
+    timed.sort(key=lambda item: item[0])
+    befores = [0.0, *(at for at, _ in timed)]
+    return [
+        attrs.evolve(step, dt=round(at - before, 3))
+        for before, (at, step) in zip(befores, timed, strict=False)
+    ]
 
 
 def _step(rng: Seeded, dt: float, kind: str, scale: float) -> Step:
@@ -263,12 +306,13 @@ def _step(rng: Seeded, dt: float, kind: str, scale: float) -> Step:
         Kind.CAP: rng.choice([0.0, 2.0, 3.0, 41.0]),
         Kind.HUGE: rng.choice([0.0, 600_000.0]),
         Kind.EXTRA_COLUMN: rng.choice([0.0, 3.0]),
+        Kind.ORDER_LATE: rng.choice([1.0, 9.0, 14.0]),
     }.get(fault, 0.0)
     return Step(
         dt,
         kind,
         value=value,
-        count=rng.choice([1, 1, 2, 5, 50]),
+        count=rng.choice([1, 1, 2] if fault in _ORDER_FAULTS else [1, 1, 2, 5, 50]),
         topic=topic,
         code=rng.choice(CODES),
     )
@@ -284,7 +328,7 @@ def _value(rng: Seeded, trouble: Trouble, scale: float) -> float:
             return rng.choice([-86_400.0, -3600.0, -1.0, 1.0, 3600.0, 86_400.0])
         case Trouble.SUSPEND:
             return rng.choice([1.0, 10.0, 600.0, 10_000.0])
-        case Trouble.CHURN | Trouble.RETUNE:
+        case Trouble.CHURN | Trouble.RETUNE | Trouble.PLACE | Trouble.AGAIN | Trouble.CANCEL:
             return float(rng.randrange(10))
         case Trouble.STORM:
             return rng.choice([2.0, 10.0])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SHARE: Final = {"trade": 1.0, "book": 1.0, "expected": 0.2}  # of the rate; others a tenth
 _ORDER_NOTICES: Final = ("H0STCNI0", "H0STCNI9")
-_DEAL_S: Final = 0.1
+_LOOKS_A_FILL: Final = 3
 _LATE_S: Final = 1.0
 _HUGE: Final = 2 * 1024 * 1024
 _BURST_RECORDS: Final = 12
@@ -298,8 +298,9 @@ class Simulator:
 
     async def _run_brokerage(self) -> None:
         """Execute open orders as the market moves, and send what notices have to say."""
+        wait = self.options.dealing.fill_s / _LOOKS_A_FILL
         while True:
-            with trio.move_on_after(_DEAL_S if self.brokerage.busy() else float("inf")):
+            with trio.move_on_after(wait if self.brokerage.busy() else float("inf")):
                 await self._dealt.wait()
             self._dealt = trio.Event()
             self.brokerage.advance(trio.current_time())
