@@ -251,8 +251,7 @@ def test_a_frame_a_second_is_suspect_after_20_s_and_dead_after_40_s() -> None:
 
 def test_a_session_that_never_speaks_is_dead_after_90_s() -> None:
     told = run(up(), 1000.0)
-    assert times_of(told, LinkSuspect) == [45.0]
-    assert times_of(told, LinkDead) == [90.0]
+    assert told == [(45.0, LinkSuspect(45.0)), (45.0, Probe()), (90.0, LinkDead(90.0))]
 
 
 def test_a_closed_market_with_pingpong_does_nothing_for_12_hours() -> None:
@@ -413,6 +412,34 @@ def test_what_is_known_of_a_thin_symbol_outlives_the_session() -> None:
     liveness.watch(SAMSUNG, 100.0)
     (stall,) = times_of(feed(liveness, every(10.0, start=100.0, until=400.0)), FeedStalled)
     assert stall == pytest.approx(220.0)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["stays", "registered-again"])
+def test_the_first_record_already_tells_something_of_a_symbols_pace(*, again: bool) -> None:
+    """A third of its gap of 30 s: twenty times that is borne, by a later registration too."""
+    liveness = up(SAMSUNG)
+    feed(liveness, [10.0, 20.0])
+    feed(liveness, [30.0], SAMSUNG)
+    since = 30.0
+    if again:
+        assert liveness.unwatch(SAMSUNG, 35.0) == []
+        liveness.watch(SAMSUNG, 35.0)
+        since = 35.0
+    told = feed(liveness, every(10.0, start=30.0, until=300.0))
+    assert told == [(pytest.approx(since + 200.0), FeedStalled(SAMSUNG))]
+
+
+def test_a_symbol_that_became_busy_is_no_longer_remembered_as_thin() -> None:
+    liveness = up(SAMSUNG)
+    feed(liveness, [10.0, 20.0])
+    feed(liveness, [30.0], SAMSUNG)
+    liveness.unwatch(SAMSUNG, 30.0)
+    liveness.watch(SAMSUNG, 30.0)
+    feed(liveness, every(0.5, start=30.0, until=600.0), SAMSUNG)
+    liveness.unwatch(SAMSUNG, 600.0)
+    liveness.watch(SAMSUNG, 600.0)
+    told = feed(liveness, every(10.0, start=600.0, until=700.0))
+    assert times_of(told, FeedStalled) == [pytest.approx(660.0)]
 
 
 def test_a_halted_symbol_never_stalls_and_counts_from_its_resumption() -> None:

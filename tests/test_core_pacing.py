@@ -104,6 +104,17 @@ def test_permits_from_disk_may_come_in_any_order() -> None:
     assert limiter.ready(100.0) == 105.0
 
 
+def test_a_permit_is_kept_as_long_as_a_window_needs_it_or_as_asked() -> None:
+    limiter, keeping = SlidingWindows([Window(1, 0.5)]), SlidingWindows([Window(1, 0.5)], 3.0)
+    limiter.take(0.0)
+    keeping.take(0.0)
+    assert limiter.ages(0.25) == keeping.ages(0.25) == (0.25,)
+    assert limiter.ages(0.5) == ()
+    assert keeping.ages(2.5) == (2.5,)
+    assert keeping.newest(1) == 0.0
+    assert keeping.ages(3.0) == ()
+
+
 def test_no_window_lets_everything_through() -> None:
     limiter = SlidingWindows([])
     for _ in range(100):
@@ -209,6 +220,16 @@ def test_a_scaled_profile_scales_the_windows() -> None:
     for _ in range(3):
         budget.charge(0.0)
     assert budget.ready(0.0) == pytest.approx(1.01)
+
+
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_the_slow_lane_ends_when_its_hour_has_thinned_out(scale: float) -> None:
+    rules, minute = RULES.scaled(scale), 60.0 / scale
+    early = [age * minute for age in (60.5, 60.4, 60.3, 60.2, 1.5)]
+    assert DialBudget(LIMITS, rules, early, 0.0).ready(0.0) == pytest.approx(0.1 * minute)
+    assert DialBudget(LIMITS, rules, [age * minute for age in (59, 58, 57, 9, 8)], 0.0).ready(
+        0.0
+    ) == pytest.approx(1.6 * minute)
 
 
 def test_a_suspended_machine_grows_older() -> None:
@@ -331,6 +352,13 @@ def test_a_record_that_was_tampered_with_is_refused_or_still_makes_sense(
 def test_a_malformed_record_is_a_value_error(junk: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # the kind is the promise, not the words
         Hygiene.from_map(junk)
+
+
+def test_more_dials_than_anybody_makes_were_not_written_by_us() -> None:
+    good = Hygiene().to_map()
+    assert len(Hygiene.from_map({**good, "dials": [1.0] * 10_000}).dials) == 10_000
+    with pytest.raises(ValueError, match="dials"):
+        Hygiene.from_map({**good, "dials": [1.0] * 10_001})
 
 
 def test_a_record_read_later_is_older() -> None:

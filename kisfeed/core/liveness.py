@@ -74,17 +74,17 @@ class _Feed:
         held_at: when its registration became held (the registration verdict's age).
         since: silence counts from here: its last record, or when it began to be expected.
         usual_gap: of its records, weighted by time.
-        data_at: its last record; None before the first.
         flows: the market lets it flow.
+        data_at: its last record; None before the first.
         halted: trading in the symbol is stopped.
         stalled: told as such.
     """
 
     held_at: float
     since: float
-    usual_gap: float = 0.0
+    usual_gap: float
+    flows: bool
     data_at: float | None = None
-    flows: bool = True
     halted: bool = False
     stalled: bool = False
 
@@ -186,8 +186,8 @@ class Liveness:
         """*key* became held (ACKed) in this session: its feed is judged from here on."""
         feed = self._feeds.get(key)
         if feed is None:
-            usual_gap = self._thin.get(key, 0.0)
-            self._feeds[key] = feed = _Feed(now, now, usual_gap, flows=self._flows(key))
+            feed = _Feed(now, now, self._thin.get(key, 0.0), self._flows(key))
+            self._feeds[key] = feed
         else:
             feed.held_at = now
         self._market_open = self._market_open or feed.flows

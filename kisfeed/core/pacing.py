@@ -123,10 +123,7 @@ class SlidingWindows:
         self._stamps = deque(stamp - seconds for stamp in self._stamps)
 
     def _put(self, stamp: float) -> None:
-        if not self._stamps or self._stamps[-1] <= stamp:
-            self._stamps.append(stamp)
-        else:
-            bisect.insort(self._stamps, stamp)
+        bisect.insort(self._stamps, stamp)
 
     def _forget(self, now: float) -> None:
         while self._stamps and self._stamps[0] + self._keep <= now:
