@@ -321,6 +321,17 @@ class TestDoubt:
         assert (found.state, found.order_no) == (OrderState.ACCEPTED, "5001")
         assert found.evidence is Evidence.LIST
 
+    def test_a_step_of_the_wall_clock_neither_keeps_it_in_doubt_nor_settles_it_early(self) -> None:
+        for step in (-86_400, 86_400):
+            orders = book()
+            order = sent(orders, ask(), 0)
+            orders.doubt(order.key, "reset", at(1))
+            orders.rows(DAY, [row("5001", 0.4)], at(2))
+            for now, state in ((8, OrderState.UNKNOWN), (14.1, OrderState.ACCEPTED)):
+                stepped = Instant(now, at(now + step).wall_ns)
+                orders.rows(DAY, [row("5001", 0.4)], stepped)
+                assert orders.find("a", "bot").state is state
+
     def test_two_rows_are_a_persons(self) -> None:
         orders = book()
         order = sent(orders, ask(), 0)

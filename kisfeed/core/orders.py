@@ -104,7 +104,7 @@ class Book:
         self._numbers = 0
         self._owners: dict[tuple[str, str], Key] = {}  # (day, number) -> order
         self._rows: dict[str, dict[str, DayRow]] = {}
-        self._first_seen: dict[tuple[str, str], int] = {}
+        self._first_seen: dict[tuple[str, str], Instant] = {}
         self._hints: dict[tuple[str, str], Hint] = {}
         self._heard: dict[tuple[str, str], int] = {}
         self._doubted_at: dict[Key, float] = {}
@@ -473,7 +473,7 @@ class Book:
         known = self._rows.setdefault(day, {})
         for row in rows:
             known[row.number] = row
-            self._first_seen.setdefault((day, row.number), at.wall_ns)
+            self._first_seen.setdefault((day, row.number), at)
         for order in list(self.orders.values()):
             if order.day == day and order.state in DOUBTFUL:
                 self._settle(order, at)
@@ -528,7 +528,7 @@ class Book:
             return
         if fitting and order.state is OrderState.UNKNOWN and not self._announced(order):
             row = fitting[0]
-            seen_s = (at.wall_ns - self._first_seen[order.day, row.number]) / 1e9
+            seen_s = at.now - self._first_seen[order.day, row.number].now
             # The list shows today's orders late: another candidate may still be on its way.
             if min(age, seen_s) < self._caps.settle_s:
                 return
@@ -591,7 +591,7 @@ class Book:
                 return False
             if row.type_code and row.type_code != order_type.code:
                 return False
-        if self._first_seen[order.day, row.number] < order.sent_ts:
+        if self._first_seen[order.day, row.number].wall_ns < order.sent_ts:
             return False
         taken = _moment(order.day, row.time)
         if taken is None:
