@@ -8,7 +8,8 @@ import struct
 import sys
 import tracemalloc
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import msgpack
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from kisfeed.core.streams import Subscriber
+    from kisfeed.core.streams import Subscriber, TopicStream
 
 WALL_NS = 1_767_225_600 * 10**9
 SESSION = {
@@ -55,7 +56,6 @@ class FakeDoor:
     fanout: Fanout = attrs.field(factory=Fanout)
     sseq: dict[str, int] = attrs.field(factory=dict)
     attached: dict[int, Subscriber] = attrs.field(factory=dict)
-    wants: dict[int, dict[int, str]] = attrs.field(factory=dict)
     numbers: itertools.count[int] = attrs.field(factory=lambda: itertools.count(7))
     left: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     calls: list[tuple[str, Mapping[str, Any]]] = attrs.field(factory=list)
@@ -77,11 +77,9 @@ class FakeDoor:
 
     def attach(self, subscriber: Subscriber) -> None:
         self.attached[subscriber.conn] = subscriber
-        self.wants[subscriber.conn] = {}
 
     def detach(self, subscriber: Subscriber) -> None:
         del self.attached[subscriber.conn]
-        del self.wants[subscriber.conn]
         self.left.unpark_all()
 
     async def only(self, clients: int) -> None:
@@ -109,7 +107,8 @@ class FakeDoor:
         results = [self.result(spec.topic) for spec in specs]
         for spec, result in zip(specs, results, strict=True):
             if result.sid is not None:
-                self.wants[subscriber.conn][result.sid] = spec.topic
+                stream = SimpleNamespace(topic=SimpleNamespace(name=spec.topic))
+                subscriber.streams[result.sid] = cast("TopicStream", stream)
                 subscriber.outbox.open(result.sid, spec.mode, spec.hz, result.sseq, trades=True)
         subscriber.outbox.control(reply(results), self.now())
         for result in results:
@@ -117,10 +116,10 @@ class FakeDoor:
                 subscriber.outbox.control(self.frame(Type.IMAGE, result.topic), self.now())
 
     def unsubscribe(self, subscriber: Subscriber, sids: Sequence[int] | None) -> list[int]:
-        wants = self.wants[subscriber.conn]
-        ended = [sid for sid in (list(wants) if sids is None else sids) if sid in wants]
+        streams = subscriber.streams
+        ended = [sid for sid in (list(streams) if sids is None else sids) if sid in streams]
         for sid in ended:
-            del wants[sid]
+            del streams[sid]
             subscriber.outbox.close(sid)
         return ended
 
@@ -133,9 +132,10 @@ class FakeDoor:
         hz: float | None,
         prio: int | None,  # noqa: ARG002  # the Door's face
     ) -> int | None:
-        topic = self.wants[subscriber.conn].get(sid)
-        if topic is None:
+        stream = subscriber.streams.get(sid)
+        if stream is None:
             return None
+        topic = stream.topic.name
         subscriber.outbox.retune(sid, mode or Mode.ALL, hz or 0, self.sseq[topic])
         return self.sseq[topic]
 
@@ -181,8 +181,8 @@ class FakeDoor:
         for _ in range(n):
             self.sseq[topic] += 1
             tick = (sid, self.sseq[topic], self.frame(Type.TICK, topic, padding), self.now())
-            for conn, subscriber in self.attached.items():
-                if sid in self.wants[conn]:
+            for subscriber in self.attached.values():
+                if sid in subscriber.streams:
                     subscriber.outbox.put(tick)
         if flush:
             self.flush()
@@ -550,7 +550,7 @@ async def test_get_gives_the_last_value_and_no_interest(autojump_clock: MockCloc
         _, _, body = await client.ask(4, 3, {"topic": "trade.a"})
         assert (body["image"], body["items"][0]["sseq"]) == (True, 1)
         assert (await client.recv())[:3] == [Type.IMAGE, 1, 1]
-        assert not door.wants[7]
+        assert not door.attached[7].streams
         answer = await client.ask(4, 4, {"topic": "smoke.a"})
         assert answer[:4] == [Type.ERR, 4, "unknown_topic", False]
 

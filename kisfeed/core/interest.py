@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
@@ -74,9 +75,13 @@ class _Hold:
     passive: bool
 
 
+_hold: Final = lru_cache(maxsize=64)(_Hold)  # there are twenty, for any number of holders
+
+
 @attrs.define(eq=False)
 class _Want:
     holders: dict[Hashable, _Hold] = attrs.Factory(dict)
+    active: dict[int, int] = attrs.Factory(dict)  # how many who are not passive, by priority
     pinned: bool = False
     standing: Standing = UNKNOWN
     # The best score of the last same_interest_s, when it was left, and the best score since then.
@@ -84,13 +89,28 @@ class _Want:
     fell_at: float = -math.inf
     after_peak: Score = NOBODY
 
+    def hold(self, holder: Hashable, hold: _Hold) -> None:
+        self._count(self.holders.get(holder), -1)
+        self.holders[holder] = hold
+        self._count(hold, 1)
+
+    def let_go(self, holder: Hashable) -> None:
+        self._count(self.holders.pop(holder), -1)
+
+    def _count(self, hold: _Hold | None, n: int) -> None:
+        if hold is not None and not hold.passive:
+            left = self.active.get(hold.priority, 0) + n
+            if left:
+                self.active[hold.priority] = left
+            else:
+                del self.active[hold.priority]
+
     def worth(self) -> Score:
-        active = [hold for hold in self.holders.values() if not hold.passive]
         return Score(
             pinned=self.pinned,
-            active=bool(active),
-            priority=max((hold.priority for hold in active), default=0),
-            users=min(len(active), USERS_CAP),
+            active=bool(self.active),
+            priority=max(self.active, default=0),
+            users=min(sum(self.active.values()), USERS_CAP),
         )
 
 
@@ -123,7 +143,7 @@ class Interest:
         """
         self._forget(now)
         want = self._wants.setdefault(key, _Want())
-        want.holders[holder] = _Hold(prio, passive)
+        want.hold(holder, _hold(prio, passive))
         self._update(key, want, now)
 
     def remove(self, key: RegKey, holder: Hashable, now: float) -> None:
@@ -134,7 +154,7 @@ class Interest:
         """
         self._forget(now)
         want = self._wants[key]
-        del want.holders[holder]
+        want.let_go(holder)
         self._update(key, want, now)
         if not want.standing.wanted:
             self._lapsed.setdefault(key)

@@ -5,6 +5,7 @@ Apart from the path of a frame: nothing here happens once a tick.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -38,6 +39,12 @@ class SubSpec:
     image: bool = True
     poll: bool = True
     after: int | None = None
+
+
+@lru_cache(maxsize=1024)
+def _shared(spec: SubSpec) -> SubSpec:
+    """One object for all topics that are wanted alike."""
+    return spec
 
 
 @attrs.frozen
@@ -77,6 +84,7 @@ class Subscriptions:
     _registrations: Registrations
     _notices: NoticeLog
     subscribers: dict[int, Subscriber] = attrs.field(factory=dict, init=False)
+    # By connection and sid, without what only the moment of subscribing needs.
     _specs: dict[tuple[int, int], SubSpec] = attrs.field(factory=dict, init=False)
 
     def attach(self, subscriber: Subscriber) -> None:
@@ -100,13 +108,10 @@ class Subscriptions:
                 stream.add(subscriber, spec.mode, spec.hz)
             else:
                 subscriber.outbox.retune(stream.sid, spec.mode, spec.hz, stream.sseq)
-            self._specs[subscriber.conn, stream.sid] = spec
+            holder = (subscriber.conn, stream.sid)
+            self._specs[holder] = _shared(attrs.evolve(spec, topic="", image=True, after=None))
             self._interest.add(
-                stream.topic.key,
-                (subscriber.conn, stream.sid),
-                at.now,
-                prio=spec.prio,
-                passive=spec.passive,
+                stream.topic.key, holder, at.now, prio=spec.prio, passive=spec.passive
             )
         return wanted
 
@@ -157,18 +162,18 @@ class Subscriptions:
         prio: int | None,
     ) -> bool:
         """Change how *subscriber* gets *stream*; True if its claim to a slot changed."""
-        old = self._specs[subscriber.conn, stream.sid]
+        holder = (subscriber.conn, stream.sid)
+        old = self._specs[holder]
         spec = attrs.evolve(
             old,
             mode=old.mode if mode is None else mode,
             hz=old.hz if hz is None else hz,
             prio=old.prio if prio is None else prio,
         )
-        self._specs[subscriber.conn, stream.sid] = spec
+        self._specs[holder] = _shared(spec)
         subscriber.outbox.retune(stream.sid, spec.mode, spec.hz, stream.sseq)
         if spec.prio == old.prio:
             return False
-        holder = (subscriber.conn, stream.sid)
         self._interest.retune(
             stream.topic.key, holder, at.now, prio=spec.prio, passive=spec.passive
         )

@@ -25,7 +25,7 @@ from kisfeed.kfp import codec
 from kisfeed.kfp.messages import MAX_FRAME, PROTO, Code, Data, ErrorCode, Mode, Stream, Type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from kisfeed import config
     from kisfeed.gateway.listener import Peer
@@ -188,14 +188,19 @@ class _BadRequest(Exception):
 
 @attrs.define(eq=False)
 class _Server:
-    """Who is connected."""
+    """Who is connected.
+
+    Attributes:
+        clients: those that have greeted, by their number.
+        streams: all that are served.
+    """
 
     _door: Door
     _settings: config.Gateway
-    _clients: dict[int, _Client] = attrs.field(factory=dict, init=False)
-    _streams: int = attrs.field(default=0, init=False)
+    clients: dict[int, _Client] = attrs.field(factory=dict, init=False)
+    streams: int = attrs.field(default=0, init=False)
 
-    async def welcome(self, stream: trio.abc.Stream) -> None:
+    def welcome(self, stream: trio.abc.Stream) -> Awaitable[None]:
         """Serve one client to its end; the caller closes *stream*."""
         words = b""
         peer: Peer | None = None
@@ -206,17 +211,13 @@ class _Server:
         if peer is not None and peer.uid != os.geteuid():
             text = f"uid {peer.uid} is not the daemon's"
             words = error(None, ErrorCode.UNAUTHORIZED, text, fatal=True)
-        elif self._streams >= self._settings.max_clients:
+        elif self.streams >= self._settings.max_clients:
             text = f"{self._settings.max_clients} clients are connected already"
             words = error(None, ErrorCode.OVER_LIMIT, text, fatal=True)
         if words:
-            await _say(stream, words)
-            return
-        self._streams += 1
-        try:
-            await _Client(self._door, self._settings, stream, peer, self._clients).run()
-        finally:
-            self._streams -= 1
+            return _say(stream, words)
+        pid = None if peer is None else peer.pid
+        return _Client(self._door, self._settings, self, stream, pid).run()
 
     async def beat(self) -> None:
         """Send HB to everybody, for ever."""
@@ -224,7 +225,7 @@ class _Server:
             await trio.sleep(self._settings.heartbeat_s)
             session = self._door.session_map()
             upstream = {key: session[key] for key in ("epoch", "state", "data", "code")}
-            for number, client in enumerate(list(self._clients.values()), 1):
+            for number, client in enumerate(list(self.clients.values()), 1):
                 client.beat(upstream)
                 if number % _CLIENTS_A_STEP == 0:
                     await trio.lowlevel.checkpoint()
@@ -241,99 +242,99 @@ async def _say(stream: trio.abc.Stream, words: bytes) -> None:
 
 @attrs.define(eq=False)
 class _Client:
-    """One connection, from its first byte to its last."""
+    """One connection, from its first byte to its last.
+
+    While it waits for a request it keeps one scope, one coroutine and nothing of the last one:
+    each would be a twentieth of what an idle client costs in memory.
+    """
 
     _door: Door
     _settings: config.Gateway
+    _server: _Server
     _stream: trio.abc.Stream
-    _peer: Peer | None
-    _clients: dict[int, _Client]
+    _pid: int | None
     _nursery: trio.Nursery = attrs.field(init=False)
     _link: Link = attrs.field(init=False)
     _subscriber: Subscriber | None = attrs.field(default=None, init=False)
-    _sids: dict[int, str] = attrs.field(factory=dict, init=False)
-    _told_schemas: dict[str, None] = attrs.field(factory=dict, init=False)
+    _told_schemas: tuple[str, ...] = attrs.field(default=(), init=False)
     _in_flight: int = attrs.field(default=0, init=False)
     _words: bytes | None = attrs.field(default=None, init=False)  # the last ones
 
     async def run(self) -> None:
         """Serve to the end; whatever ends it, the client is told and the door forgets it."""
-        outbox: Outbox[bytes] = Outbox(
-            size=len,
-            lost=_lost_frame,
-            queue_bytes=self._settings.queue_bytes,
-            max_age_s=self._settings.max_age_s,
-            max_age_latest_s=self._settings.max_age_latest_s,
-        )
+        self._server.streams += 1
+        decoder = codec.Decoder()
         try:
             async with trio.open_nursery() as self._nursery:
-                self._link = Link(
-                    outbox, self._stream, self._nursery, self._settings.write_deadline_s
-                )
+                self._link = self._make_link()
+                scope = self._nursery.cancel_scope
+                scope.deadline = trio.current_time() + self._settings.hello_deadline_s
                 try:
-                    await self._converse(self._nursery.cancel_scope)
+                    while data := await self._stream.receive_some(_READ_BYTES):
+                        await self._answer(decoder.feed(bytes(data)))
+                        del data
+                    self._words = b""
+                except _Fatal as exc:
+                    self._words = exc.words
+                except BadFrame as exc:
+                    self._words = error(None, ErrorCode.BAD_FRAME, str(exc), fatal=True)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._words = b""  # it left without saying so
                 finally:
                     # Whatever is put into the outbox from here on must start no writer: this
                     # nursery takes none any more, and the flush is the whole daemon's.
                     self._link.end(None)
-            if self._words is None:
-                self._words = self._verdict()
+            self._settle()
         finally:
-            if self._subscriber is not None:
-                del self._clients[self._subscriber.conn]
-                self._door.detach(self._subscriber)
-                self._door.kick()
-            words = self._words
-            if words is None:
-                # Cancelled from outside: the daemon stops.
-                words = codec.frame(Type.GOAWAY, ErrorCode.DRAINING, int(_FLUSH_S * 1000), {})
+            self._server.streams -= 1
+            words = self._leave()
             if words:
                 with trio.move_on_after(_FLUSH_S, shield=True):
                     await self._link.finish(words, queued=self._link.verdict is None)
 
-    async def _converse(self, scope: trio.CancelScope) -> None:
-        """Read and answer until the client has had enough, then settle the last words, if any.
+    def _make_link(self) -> Link:
+        settings = self._settings
+        outbox: Outbox[bytes] = Outbox(
+            size=len,
+            lost=_lost_frame,
+            queue_bytes=settings.queue_bytes,
+            max_age_s=settings.max_age_s,
+            max_age_latest_s=settings.max_age_latest_s,
+        )
+        return Link(outbox, self._stream, self._nursery, settings.write_deadline_s)
 
-        *scope* ends when it does not greet in time: one scope for it all, and one coroutine, as
-        each is a tenth of what an idle client costs in memory.
-        """
-        decoder = codec.Decoder()
-        scope.deadline = trio.current_time() + self._settings.hello_deadline_s
-        try:
-            while data := await self._stream.receive_some(_READ_BYTES):
-                messages = decoder.feed(bytes(data))
-                del data  # while it waits for the next request it keeps nothing of this one
-                while messages:
-                    self._take(messages[:_FRAMES_A_STEP], scope)
-                    del messages[:_FRAMES_A_STEP]
-                    self._link.flush(self._door.now())
-                    if messages:
-                        await trio.lowlevel.checkpoint()
-                await self._link.room()
-        except _Fatal as exc:
-            self._words = exc.words
-        except BadFrame as exc:
-            self._words = error(None, ErrorCode.BAD_FRAME, str(exc), fatal=True)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._words = b""  # it left without saying so
-        else:
-            self._words = b""
+    def _settle(self) -> None:
+        """Find last words where the greeting's deadline or the link ended the conversation."""
+        if self._words is None:
+            verdict = self._link.verdict
+            text = "this client does not read fast enough"
+            self._words = b"" if verdict is None else error(None, verdict, text, fatal=True)
 
-    def _verdict(self) -> bytes:
-        """The last words where the greeting's deadline or the link ended the conversation."""
-        verdict = self._link.verdict
-        if verdict is None:
-            return b""
-        return error(None, verdict, "this client does not read fast enough", fatal=True)
+    def _leave(self) -> bytes:
+        """Let the door forget this client; what is left to be said to it, if anything."""
+        if self._subscriber is not None:
+            del self._server.clients[self._subscriber.conn]
+            self._door.detach(self._subscriber)
+            self._door.kick()
+        if self._words is None:
+            # Cancelled from outside: the daemon stops.
+            return codec.frame(Type.GOAWAY, ErrorCode.DRAINING, int(_FLUSH_S * 1000), {})
+        return self._words
 
-    def _take(self, messages: list[list[Any]], scope: trio.CancelScope) -> None:
-        """Answer *messages*, the first of which greets."""
-        for message in messages:
-            if self._subscriber is None:
-                self._subscriber = self._greet(message)
-                scope.deadline = math.inf
-            else:
-                self._handle(self._subscriber, message)
+    async def _answer(self, messages: list[list[Any]]) -> None:
+        """Answer *messages*, the first of which greets, and let others have their turn."""
+        while messages:
+            for message in messages[:_FRAMES_A_STEP]:
+                if self._subscriber is None:
+                    self._subscriber = self._greet(message)
+                    self._nursery.cancel_scope.deadline = math.inf
+                else:
+                    self._handle(self._subscriber, message)
+            del messages[:_FRAMES_A_STEP]
+            self._link.flush(self._door.now())
+            if messages:
+                await trio.lowlevel.checkpoint()
+        await self._link.room()
 
     # The first frame.
 
@@ -359,7 +360,7 @@ class _Client:
             role="trader" if trader else "reader",
             outbox=self._link.outbox,
             encode=True,
-            pid=None if self._peer is None else self._peer.pid,
+            pid=self._pid,
             since_ts=self._door.wall_ns(),
             sink=self._link,
         )
@@ -385,7 +386,7 @@ class _Client:
         # WELCOME carries the session: whatever changes from here on comes behind it.
         subscriber.outbox.control(codec.frame(Type.WELCOME, number, welcome), now)
         self._door.attach(subscriber)
-        self._clients[subscriber.conn] = self
+        self._server.clients[subscriber.conn] = self
         return subscriber
 
     # Requests.
@@ -432,12 +433,12 @@ class _Client:
             text = f"at most {self._settings.max_subs} topics for one client"
             raise _BadRequest(text, ErrorCode.OVER_LIMIT)
         specs = [_spec(item) for item in asked]
-        names = dict.fromkeys(self._sids.values())
+        names = {stream.topic.name for stream in subscriber.streams.values()}
         granted: list[bool] = []
         for spec in specs:
             fits = spec.topic in names or len(names) < self._settings.max_subs
             if fits:
-                names[spec.topic] = None
+                names.add(spec.topic)
             granted.append(fits)
 
         def reply(results: list[SubResult]) -> bytes:
@@ -446,7 +447,6 @@ class _Client:
                 next(found) if fits else _over_limit(spec, self._settings.max_subs)
                 for spec, fits in zip(specs, granted, strict=True)
             ]
-            self._sids.update((item.sid, item.topic) for item in items if item.sid is not None)
             return self._items(number, items)
 
         self._door.subscribe(
@@ -458,7 +458,7 @@ class _Client:
         schemas = {}
         for item in items:
             if item.sid is not None and item.schema not in self._told_schemas:
-                self._told_schemas[item.schema] = None
+                self._told_schemas += (item.schema,)
                 schemas[item.schema] = self._door.fields(item.schema)
         body = {"items": [_item(item) for item in items], "schemas": schemas, **more}
         return codec.frame(Type.RES, number, body)
@@ -470,8 +470,6 @@ class _Client:
         elif not isinstance(sids, list) or not all(type(sid) is int for sid in sids):
             raise _BadRequest("UNSUB takes a list of sids, or all")
         ended = self._door.unsubscribe(subscriber, sids)
-        for sid in ended:
-            self._sids.pop(sid, None)
         self._reply(codec.frame(Type.RES, number, {"sids": ended}))
         self._door.kick()
 

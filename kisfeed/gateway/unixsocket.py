@@ -7,6 +7,7 @@ a quarter of all the memory that such a client costs.
 from __future__ import annotations
 
 import errno
+import operator
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -36,14 +37,19 @@ class UnixStream(trio.abc.Stream):
         """At most *max_bytes* of what came; ``b""`` is the end of it.
 
         Raises:
+            TypeError, ValueError: *max_bytes* is no positive integer.
             trio.BrokenResourceError: the connection broke.
             trio.ClosedResourceError: this stream was closed.
         """
+        if max_bytes is None:
+            max_bytes = _READ_BYTES
+        elif operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be positive")
         while True:
             _check_open(self.socket)
             await trio.lowlevel.wait_readable(self.socket)
             try:
-                return self.socket.recv(_READ_BYTES if max_bytes is None else max_bytes)
+                return self.socket.recv(max_bytes)
             except BlockingIOError:
                 continue
             except OSError as exc:

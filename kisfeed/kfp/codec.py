@@ -75,7 +75,7 @@ class Decoder:
     __slots__ = ("_needed", "_rest")
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest: bytearray | None = None
         self._needed = 0  # a shorter rest cannot hold a whole frame
 
     def feed(self, data: bytes) -> list[list[Any]]:
@@ -87,7 +87,7 @@ class Decoder:
                 complete messages before it in *data* are lost with the stream.
         """
         buffer = data
-        if self._rest:
+        if self._rest is not None:
             self._rest += data
             if len(self._rest) < self._needed:
                 return []
@@ -111,7 +111,7 @@ class Decoder:
                 raise BadFrame("KFP/1 has no msgpack extension types")
             messages.append(message)
             start = stop
-        self._rest = bytearray(buffer[start:])
+        self._rest = bytearray(buffer[start:]) if start < end else None
         self._needed = needed
         return messages
 
