@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings, strategies as st
 
 from kisfeed.core.registrations import State
-from tests.test_core_registrations import World, full, key, keys
+from kisfeed.kis.codes import Meaning
+from tests.test_core_registrations import NOTICE, World, full, key, keys
 
 WAITS = st.sampled_from([0.0, 0.5, 5.0, 61.0, 700.0])
 STEPS = st.lists(
@@ -75,3 +76,11 @@ def test_within_the_dwell_it_is() -> None:
     world.want(*keys(1, 2)).run(5.0)
     world.want(key(3))
     assert world.regs.crowded_out(world.now) == [key(3)]
+
+
+def test_the_slot_that_is_kept_for_a_notice_is_nobody_elses() -> None:
+    world = World(cap=2, reserved=[NOTICE])
+    world.server.bad[NOTICE] = Meaning.TRANSIENT
+    world.up().want(*keys(1, 2)).run(1.0)
+    assert world.held == [key(1)]
+    assert world.regs.crowded_out(world.now) == [key(2)]

@@ -463,6 +463,18 @@ def test_a_new_session_takes_up_what_the_last_one_held() -> None:
     assert world.swaps == swaps
 
 
+def test_what_was_let_go_between_two_sessions_comes_behind_what_was_wanted_first() -> None:
+    world = World(cap=1, rules=Session(rotation="hold")).want(key(1)).up().run(100.0)
+    world.down().leave(key(1)).want(key(2)).run(700.0).want(key(1)).up().run(1.0)
+    assert world.held == [key(2)]
+
+
+def test_a_topic_that_nobody_wants_any_more_is_not_taken_up() -> None:
+    world = World(cap=3).want(*keys(1, 2)).leave(key(2)).up().run(10.0)
+    assert world.held == [key(1)]
+    assert world.regs.settled
+
+
 def test_epochs_go_up_and_sessions_do_not_overlap() -> None:
     world = World().up()
     with pytest.raises(AssertionError):
@@ -920,6 +932,38 @@ def test_a_server_without_a_slot_is_asked_with_growing_pauses_and_believed_again
     assert len(world.held) == 1
     world.down().up().run(60.0)
     assert len(world.held) == 41
+
+
+def test_the_pauses_before_a_server_without_a_slot_begin_anew_in_a_new_session() -> None:
+    world = World(41, 0).want(key(1)).up().run(400.0)
+    world.down().up()
+    first = len(world.server.sent_at)
+    world.run(200.0)
+    gaps = [round(b - a) for a, b in itertools.pairwise(world.server.sent_at[first - 1 :])]
+    assert gaps == [30, 60]
+
+
+def test_each_topic_in_quarantine_comes_back_at_its_own_time() -> None:
+    world = World().up()
+    for n in (1, 2, 3):
+        world.server.bad[key(n)] = Meaning.TRANSIENT
+        world.want(key(n)).run(5.0)
+    world.server.bad.clear()
+    world.run(60.0)
+    assert [world.server.subscribed[key(n)] for n in (1, 2, 3)] == [
+        [pytest.approx(30.0 + 5.0 * n, abs=0.1)] for n in range(3)
+    ]
+
+
+def test_a_late_answer_about_one_topic_does_not_answer_for_the_next() -> None:
+    world = World().up()
+    world.faults = [(Fault.LOST, Meaning.UNKNOWN)]
+    world.want(*keys(1, 3))
+    world.do(world.regs.data(key(1), world.now))
+    assert world.told == [Subscribe(key(1)), Held(key(1)), Subscribe(key(2))]
+    assert world.ack(key(1), Meaning.HELD) == []
+    world.run(1.0)
+    assert world.held == keys(1, 3)
 
 
 # Probes.

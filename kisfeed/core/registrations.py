@@ -703,10 +703,7 @@ class Registrations:
             del self._slots[key]
             self._promised = slot.by
             # A key comes and goes at most twice in a dwell, whatever the interest does.
-            again = slot.asked_at + self._rules.dwell_s / 2
-            if again > now:
-                self._block(key, again)
-            self._requeue(key)
+            self._block(key, slot.asked_at + self._rules.dwell_s / 2)
             return [Freed(key)]
         if slot.tries <= self._rules.ack_retries:
             slot.retry_at = now + self._rules.ack_timeout_s
