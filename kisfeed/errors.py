@@ -35,6 +35,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kisfeed.texts import Phrase
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -235,8 +237,13 @@ class NoToken(KisError):
     exit_code = 75
 
     def __init__(self, why: str, retry_in_s: float | None) -> None:
-        when = "" if retry_in_s is None else f"; next try in {retry_in_s:.0f} s"
-        super().__init__(f"no access token: {why}{when}")
+        super().__init__(
+            Phrase("no access token: {why}", why=why)
+            if retry_in_s is None
+            else Phrase(
+                "no access token: {why}; next try in {wait:.0f} s", why=why, wait=retry_in_s
+            )
+        )
         self.retry_in_s = retry_in_s
 
 

@@ -68,17 +68,41 @@ def profile_name(profile: str | None = None) -> str:
 
 
 def socket_path(socket: str | os.PathLike[str] | None = None, profile: str | None = None) -> Path:
-    """The daemon's socket: the argument, ``KISFEED_SOCKET``, else ``<runtime>/<profile>.sock``.
+    """The daemon's socket: the argument, ``KISFEED_SOCKET``, else the profile's.
 
+    That is where its configuration says (``gateway.socket``), else ``<runtime>/<profile>.sock``.
     A profile given as an argument is meant: it wins over ``KISFEED_SOCKET``.
 
     Raises:
-        ConfigError: as :func:`profile_name`.
+        ConfigError: as :func:`profile_name`, or the profile's file cannot be read.
     """
     given = socket or (None if profile else os.environ.get("KISFEED_SOCKET"))
     if given:
         return Path(given)
-    return runtime_folder() / f"{profile_name(profile)}.sock"
+    name = profile_name(profile)
+    configured_path = os.environ.get("KISFEED_GATEWAY_SOCKET") or _configured_socket(name)
+    return Path(configured_path) if configured_path else runtime_folder() / f"{name}.sock"
+
+
+def _configured_socket(profile: str) -> str:
+    """``gateway.socket`` of *profile*; empty where it says nothing or is not configured."""
+    file = config_folder() / f"{profile}.toml"
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError((str(file), f"cannot be read: {exc}")) from exc
+    if "gateway" not in text:
+        return ""
+    import tomllib  # noqa: PLC0415  # few have one to read
+
+    try:
+        gateway = tomllib.loads(text).get("gateway")
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError((str(file), f"cannot be read: {exc}")) from exc
+    path = gateway.get("socket") if isinstance(gateway, dict) else None
+    return path if isinstance(path, str) else ""
 
 
 def program_name() -> str:

@@ -28,7 +28,7 @@ from kisfeed.cli import i18n
 
 PACKAGE = Path(kisfeed.cli.__file__).parent.parent
 FOLDER = i18n.CATALOGUES / "ko" / "LC_MESSAGES"
-KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2)}
+KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2), "Phrase": None}
 CLICK_WITHOUT_TEXTS = {"_winconsole", "_termui_impl", "shell_completion", "testing"}
 
 

@@ -127,6 +127,8 @@ def test_a_file_is_compared_with_the_shipped_limits(
     assert answer["changed"] == [{"name": "rest", "shipped": "18 in 1 s", "file": "12 in 1 s"}]
     assert cli.run(["limits", "diff", str(file), *where]) == 0
     assert capsys.readouterr().out == "rest: 18 in 1 s -> 12 in 1 s\n"
+    for command in ("check", "diff"):
+        assert cli.run(["limits", command, str(profile / "nowhere.json"), *where]) == 2
 
 
 def test_without_a_daemon_the_token_is_asked_for_here_and_kept(

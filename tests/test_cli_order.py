@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import pytest
 import trio
 
 import kisfeed
-from kisfeed import cli, errors, schemas
+from kisfeed import blocking, cli, errors, schemas
 from kisfeed.cli import order as orders, settings
+from kisfeed.cli.i18n import said
 from kisfeed.config import Config, Gateway
 from kisfeed.feed import run_daemon
 from kisfeed.kfp.orders import Order
@@ -130,6 +132,14 @@ def test_people_read_it_in_words(served: Served, capsys: pytest.CaptureFixture[s
     assert "accepted, number" in told.out
     assert cli.run(["order", "ls", *served.place]) == 0
     assert "words" in capsys.readouterr().out
+    assert cli.run(["order", "cancel", "words", *served.place]) == 0
+    seen, until = "", blocking.monotonic() + 20
+    while "filled 0 of 2, cancelled 2" not in seen:  # the day's list comes late
+        assert blocking.monotonic() < until, seen
+        assert cli.run(["order", "show", "words", "--fresh", *served.place]) == 0
+        seen = capsys.readouterr().out
+    assert cli.run(["status", *served.place]) == 0
+    assert re.search(r"Orders +\d+ today, ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +165,16 @@ def test_bad_input_has_its_exit_code(
     got, answer = answered(capsys, served, *arguments)
     validator("error").validate(answer)
     assert (got, answer["exit_code"], answer["detail"]["reason"]) == (code, code, reason)
+    # In Korean no English sentence is left: names of settings and the code in brackets are.
+    assert cli.run([*arguments, *served.place, "--lang", "ko"]) == code
+    told = capsys.readouterr().err
+    assert re.search(r"[가-힣]", told.partition("):")[2])
+    assert not re.search(r"[a-z]+ [a-z]+", told.partition("):")[2])
+
+
+def test_a_text_of_another_version_is_shown_as_it_came() -> None:
+    for parts in ({}, {"template": 7}, {"template": "{gone} x", "values": {}}):
+        assert said("some text", parts) == "some text"
 
 
 def test_the_same_id_with_another_body_is_refused(

@@ -187,7 +187,7 @@ class TestChecks:
 
     def test_a_closed_market_is_a_warning_that_can_be_passed(self) -> None:
         closed, orders = attrs.evolve(OPEN, open=False), book()
-        assert orders.preview(ask(), at(0), closed).warnings == ("KRX is closed",)
+        assert orders.preview(ask(), at(0), closed).warnings == ("the market is closed",)
         with pytest.raises(OrderRefused) as error:
             orders.place(ask(), at(0), closed)
         assert reason(error) == "closed"

@@ -25,6 +25,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("KISFEED_SOCKET", raising=False)
     monkeypatch.delenv("KISFEED_PROFILE", raising=False)
+    monkeypatch.delenv("KISFEED_GATEWAY_SOCKET", raising=False)
     return places.runtime_folder()
 
 
@@ -40,6 +41,23 @@ def test_the_environment_names_a_profile_or_a_socket(
     assert places.socket_path(profile="real") == runtime / "real.sock"
     monkeypatch.setenv("KISFEED_SOCKET", "/run/x.sock")
     assert places.socket_path() == Path("/run/x.sock")
+
+
+def test_a_profile_says_where_its_daemon_listens(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = places.config_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "paper.toml").write_text('[gateway]\nsocket = "/run/there.sock"\n')
+    (folder / "real.toml").write_text("[gateway]\nmax_subs = 9\n")
+    assert places.socket_path(profile="paper") == Path("/run/there.sock")
+    assert places.socket_path(profile="real") == runtime / "real.sock"
+    monkeypatch.setenv("KISFEED_GATEWAY_SOCKET", "/run/x.sock")
+    assert places.socket_path(profile="paper") == Path("/run/x.sock")
+    monkeypatch.delenv("KISFEED_GATEWAY_SOCKET")
+    (folder / "paper.toml").write_text("[gateway\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        places.socket_path(profile="paper")
 
 
 def test_an_argument_wins_over_the_environment(

@@ -53,7 +53,7 @@ async def test_what_is_written_is_read_with_its_age(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"data": 1, "stamp": 2}', b"\xff", b'"CANARY']
+    "content", [b"", b"[]", b"{}", b'{"data": 1, "stamp": 2}', b"\xff", b'"CANARY', b"[" * 100_000]
 )
 async def test_a_file_of_somebody_elses_making_is_refused_without_its_content(
     autojump_clock: MockClock, tmp_path: Path, content: bytes

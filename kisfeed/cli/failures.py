@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kisfeed import errors, places
-from kisfeed.cli.i18n import _, ngettext
+from kisfeed import errors, places, texts
+from kisfeed.cli.i18n import _, ngettext, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,12 +91,13 @@ def message(error: BaseException) -> str:
             ).format(pid=pid or "?", socket=socket or "-", since=local_time(since_ts))
         case errors.UnknownTopic(topic=topic, why=why):
             return _("{topic} is not a topic: {why}").format(topic=topic, why=why)
-        case errors.ServerRefused(code=refusal, text=text):
-            return _("The daemon refused ({code}): {text}").format(code=refusal, text=text)
+        case errors.ServerRefused(code=refusal, text=text, detail=detail):
+            told = said(text, detail)
+            return _("The daemon refused ({code}): {text}").format(code=refusal, text=told)
         case click.ClickException():
             return error.format_message()
         case errors.KisfeedError():
-            return str(error)
+            return said(str(error), texts.parts(error))
         case _:
             return _("This is a bug in kisfeed: {kind}: {detail}").format(
                 kind=type(error).__name__, detail=error

@@ -102,8 +102,10 @@ def _stop(switch: HaltSwitch, why: str) -> dict[str, Any]:
 
 
 def _told(answer: dict[str, Any]) -> str:
+    from kisfeed.cli import order
+
     text = _("Ordering is halted: {why}").format(why=answer["halted"]["reason"])
     if answer["cancelled"]:
-        listed = ", ".join(f"{o['target']} ({o['state']})" for o in answer["cancelled"])
-        text += "\n" + _("Cancelled: {orders}").format(orders=listed)
+        listed = ", ".join(f"{o['target']} ({order.state(o)})" for o in answer["cancelled"])
+        text += "\n" + _("Cancellations: {orders}").format(orders=listed)
     return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gettext
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,23 @@ ngettext = gettext.ngettext
 def N_(text: str) -> str:  # noqa: N802  # the conventional name, which extraction tools look for
     """Mark *text* for translation where it is written; :func:`_` translates it where shown."""
     return text
+
+
+def said(text: str, parts: Mapping[str, Any]) -> str:
+    """A text of another room in this language, as far as the catalogue knows it.
+
+    Args:
+        text: as it was made, in English.
+        parts: :func:`kisfeed.texts.parts` of it; empty where they are not known.
+    """
+    template, values = parts.get("template"), parts.get("values")
+    if not isinstance(template, str) or not isinstance(values, dict):
+        return _(text) if text else text
+    known = {n: _(v) if isinstance(v, str) and v else v for n, v in values.items()}
+    try:
+        return _(template).format(**known)
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return text  # a daemon of another version
 
 
 def preferred(environ: Mapping[str, str]) -> str:

@@ -78,7 +78,9 @@ def show(as_json: bool, profile: str | None, config_file: Path | None) -> None:
     cls=Command,
     help=N_("Check your limits file: typing errors, limits above KIS's, sources grown old."),
 )
-@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "file", required=False, type=click.Path(path_type=Path, dir_okay=False, exists=True)
+)
 @common
 @profile_option
 def check(
@@ -104,7 +106,9 @@ def check(
     cls=Command,
     help=N_("Compare a limits file, yours or the one named, with what comes with kisfeed."),
 )
-@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "file", required=False, type=click.Path(path_type=Path, dir_okay=False, exists=True)
+)
 @common
 @profile_option
 def diff(file: Path | None, as_json: bool, profile: str | None, config_file: Path | None) -> None:

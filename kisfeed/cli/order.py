@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, Option, common, daemon_options
 
 if TYPE_CHECKING:
@@ -204,18 +204,19 @@ def ls(day: str | None, fresh: bool, as_json: bool, **where: Any) -> None:
     if not answer["orders"]:
         click.echo(_("No orders."))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("ID", _("Order"), _("State"), _("Filled"), _("Number")):
         table.add_column(title)
     for order in answer["orders"]:
         table.add_row(
             f"{order['client']}/{order['id']}",
             what(order),
-            order["state"],
-            f"{order['filled_qty']:,}",
+            state(order),
+            f"{order['filled_qty']:,}/{order['qty']:,}" if order["action"] == "new" else "",
             order["order_no"] or ", ".join(order["candidates"]),
         )
     Console().print(table)
@@ -281,12 +282,33 @@ def resolve(
 
 def what(order: Mapping[str, Any]) -> str:
     """The order itself in one line: side, symbol, quantity, price."""
+    told = {**order, "side": _("buy") if order["side"] == "buy" else _("sell")}
     if order["action"] == "cancel":
-        some = f" {order['qty']:,}" if order["qty"] else ""
-        return f"cancel {order['target']}{some}: {order['side']} {order['symbol']}"
-    price = order["type"] if order["price"] is None else f"{order['price']:,}"
-    text = f"{order['side']} {order['symbol']} {order['qty']:,} @ {price} {order['exchange']}"
-    return text if order["action"] == "new" else f"{order['action']} {order['target']}: {text}"
+        if order["qty"]:
+            return _("cancel {qty:,} of {target}: {side} {symbol}").format(**told)
+        return _("cancel {target}: {side} {symbol}").format(**told)
+    told["price"] = order["type"] if order["price"] is None else f"{order['price']:,}"
+    text = _("{side} {symbol} {qty:,} @ {price} {exchange}").format(**told)
+    if order["action"] == "new":
+        return text
+    return _("amend {target}: {order}").format(target=order["target"], order=text)
+
+
+def state(order: Mapping[str, Any]) -> str:
+    """How it stands, in a word."""
+    known = {
+        "previewed": _("previewed"),
+        "queued": _("queued"),
+        "sending": _("being sent"),
+        "accepted": _("accepted"),
+        "rejected": _("rejected"),
+        "unknown": _("in doubt"),
+        "human": _("in doubt, yours to settle"),
+        "not_executed": _("not executed"),
+        "not_sent": _("not sent"),
+        "expired": _("expired"),
+    }
+    return known.get(order["state"], str(order["state"]))
 
 
 def _named(name: str, client: str | None, day: str | None) -> dict[str, Any]:
@@ -301,7 +323,7 @@ def _named(name: str, client: str | None, day: str | None) -> dict[str, Any]:
 def _confirm(order: Mapping[str, Any], *, yes: bool, to: str = "") -> None:
     click.echo(f"{what(order)} {to}".rstrip(), err=True)
     for warning in order["warnings"]:
-        click.echo(_("Warning: {text}").format(text=warning), err=True)
+        click.echo(_("Warning: {text}").format(text=said(warning, {})), err=True)
     if yes:
         return
     if not sys.stdin.isatty():
@@ -339,13 +361,17 @@ def _show(order: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps(order, ensure_ascii=False))
         return
     click.echo(f"{order['client']}/{order['id']}: {what(order)}")
-    number = order["order_no"] or "-"
-    click.echo(
-        _("{state}, number {number}, filled {filled} of {qty}").format(
-            state=order["state"], number=number, filled=order["filled_qty"], qty=order["qty"]
-        )
-    )
+    told = [state(order), _("number {number}").format(number=order["order_no"] or "-")]
+    if order["action"] == "new":
+        told.append(_("filled {filled_qty:,} of {qty:,}").format(**order))
+        if order["avg_price"]:
+            told.append(_("at {avg_price} on average").format(**order))
+        if order["open_qty"]:
+            told.append(_("open {open_qty:,}").format(**order))
+        if order["cancelled_qty"]:
+            told.append(_("cancelled {cancelled_qty:,}").format(**order))
+    click.echo(", ".join(told))
     if order["candidates"]:
         click.echo(_("May be: {numbers}").format(numbers=", ".join(order["candidates"])))
     if order["text"]:
-        click.echo(order["text"])
+        click.echo(said(order["text"], {}))

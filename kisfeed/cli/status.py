@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Option, common, daemon_options
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ def summary(status: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     rest = status.get("rest")  # a daemon of an earlier version tells nothing of it
     if rest and rest["calls"]:
         yield _("REST calls"), _rest_line(rest)
+    quotes = status.get("quotes")
+    if quotes and quotes["counts"]["asked"]:
+        yield _("Quotes"), _quotes_line(quotes)
+    if status.get("orders") is not None:
+        yield _("Orders"), _orders_line(status["orders"])
     breaker = connection["breaker"]
     if breaker["phase"] != "closed" or breaker["young_sessions"]:
         yield _("Breaker"), _breaker_line(breaker)
@@ -126,8 +131,35 @@ def _rest_line(rest: Mapping[str, Any]) -> str:
         told += _("; waits for the rate limit {mean} ms, at most {most} ms (99 %)").format(
             mean=waits["mean"], most=waits["p99"]
         )
+    if rest["shadow"]:
+        told += _("; shadow: delays nothing")
     if rest["breaker"]["open"]:
         told += _("; KIS does not answer")
+    if rest["token"]["state"] != "valid" and rest["token"]["why"]:
+        told += _("; no access token: {why}").format(why=said(rest["token"]["why"], {}))
+    return told
+
+
+def _quotes_line(quotes: Mapping[str, Any]) -> str:
+    told = _(
+        "{asked:,} asked: {streamed:,} answered by the stream, {cached:,} known; {calls:,} calls"
+    ).format(**quotes["counts"])
+    waiting = sum(quotes["waiting"].values())
+    if waiting:
+        told += _("; {n:,} wait").format(n=waiting)
+    if quotes["counts"]["stale"]:
+        told += _("; {n:,} answered with an old value").format(n=quotes["counts"]["stale"])
+    return told
+
+
+def _orders_line(orders: Mapping[str, Any]) -> str:
+    told = _("{today:,} today, {open:,} open").format(**orders)
+    if orders["in_doubt"]:
+        told += _("; in doubt: {ids}").format(ids=", ".join(orders["in_doubt"]))
+    if not orders["ready"]:
+        told += _("; waiting for KIS's list of the day")
+    if orders["halted"] is not None:
+        told += _("; halted: {why}").format(why=orders["halted"]["reason"])
     return told
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, common, daemon_options
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _tell(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if answer["why"]:
         click.echo(
             _("The last issue failed: {why}. Next try in {time}.").format(
-                why=answer["why"], time=duration(answer["next_issue_in_s"])
+                why=said(answer["why"], {}), time=duration(answer["next_issue_in_s"])
             )
         )
     if answer["file"] != "ok":

@@ -10,9 +10,11 @@ import attrs
 from kisfeed.errors import OrderRefused
 from kisfeed.kfp.messages import ErrorCode
 from kisfeed.kis import symbols
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Iterable
 
     from kisfeed.config import Orders
     from kisfeed.kfp.orders import Action, Side
@@ -123,65 +125,86 @@ def check(ask: Ask, rules: OrderRules, caps: Orders, now: Situation) -> Checked:
     """
     _check_shape(ask)
     if caps.symbols and ask.symbol not in caps.symbols:
-        raise refusal("symbol_not_allowed", f"{ask.symbol} is not in orders.symbols")
+        raise refusal(
+            "symbol_not_allowed", Phrase("{symbol} is not in orders.symbols", symbol=ask.symbol)
+        )
     order_type = _check_type(ask, rules, now)
     _check_price(ask, order_type, rules, now)
     if ask.qty > caps.max_qty:
-        raise refusal("qty_cap", f"{ask.qty} shares; orders.max_qty is {caps.max_qty}")
+        text = Phrase("{qty:,} shares; orders.max_qty is {most:,}", qty=ask.qty, most=caps.max_qty)
+        raise refusal("qty_cap", text)
     warnings = []
     if now.facts is None:
-        warnings.append("no quote: price step and daily limits are not checked")
+        warnings.append(Phrase("no quote: price step and daily limits are not checked"))
     unit = ask.price
     if unit is None:
         if now.facts is None:
-            raise refusal("value_cap", "an order without a price cannot be valued: no quote")
+            text = Phrase("an order without a price cannot be valued: no quote")
+            raise refusal("value_cap", text)
         unit = now.facts.upper or now.facts.last
     value = unit * ask.qty
     if value > caps.max_value:
-        raise refusal("value_cap", f"{value:,} won; orders.max_value is {caps.max_value:,}")
+        text = Phrase(
+            "{value:,} won; orders.max_value is {most:,}", value=value, most=caps.max_value
+        )
+        raise refusal("value_cap", text)
     if not now.open:
-        warnings.append(f"{ask.exchange} is closed")
+        warnings.append(Phrase("the market is closed"))
     if now.facts is not None and now.facts.stopped:
-        raise refusal("stopped", f"trading in {ask.symbol} is stopped")
+        raise refusal("stopped", Phrase("trading in {symbol} is stopped", symbol=ask.symbol))
     return Checked(value, tuple(warnings))
 
 
 def _check_shape(ask: Ask) -> None:
     complaint = symbols.complaint(ask.symbol, SYMBOL)
     if complaint is not None:
-        hint = f"; did you mean {complaint.suggestion}?" if complaint.suggestion else ""
-        raise refusal("symbol", f"{ask.symbol!r} is no symbol ({complaint.fault}){hint}")
+        if complaint.suggestion:
+            text = Phrase(
+                "{symbol} is no symbol; did you mean {meant}?",
+                symbol=ask.symbol,
+                meant=complaint.suggestion,
+            )
+        else:
+            text = Phrase("{symbol} is no symbol", symbol=ask.symbol)
+        raise refusal("symbol", text)
     if not 1 <= ask.qty <= MAX_QTY:
-        raise refusal("qty", f"{ask.qty} is no quantity: at least 1")
+        raise refusal("qty", Phrase("{qty} is no quantity: at least 1", qty=ask.qty))
     if ask.price is not None and not 1 <= ask.price <= MAX_PRICE:
-        raise refusal("price", f"{ask.price} is no price")
+        raise refusal("price", Phrase("{price} is no price", price=ask.price))
 
 
 def _check_type(ask: Ask, rules: OrderRules, now: Situation) -> OrderType:
     exchange = rules.exchanges.get(ask.exchange)
     if exchange is None:
-        raise refusal("exchange", f"{ask.exchange!r} is none of {', '.join(rules.exchanges)}")
+        raise refusal("exchange", _none_of(ask.exchange, rules.exchanges))
     order_type = rules.types.get(ask.type)
     if order_type is None:
-        raise refusal("type", f"{ask.type!r} is none of {', '.join(rules.types)}")
+        raise refusal("type", _none_of(ask.type, rules.types))
     if now.paper and not exchange.paper:
-        raise refusal("exchange", f"the paper host does not take orders for {ask.exchange}")
+        text = Phrase("the paper host does not take orders for {exchange}", exchange=ask.exchange)
+        raise refusal("exchange", text)
     if now.paper and not order_type.paper:
-        raise refusal("type", f"the paper host does not take {ask.type} orders")
+        text = Phrase("the paper host does not take {type} orders", type=ask.type)
+        raise refusal("type", text)
     if ask.exchange not in order_type.exchanges:
-        raise refusal("type", f"{ask.exchange} does not take {ask.type} orders")
+        text = Phrase(
+            "{exchange} does not take {type} orders", exchange=ask.exchange, type=ask.type
+        )
+        raise refusal("type", text)
     if not order_type.first <= now.date <= order_type.last:
-        raise refusal("type", f"{ask.type} orders are not taken on {now.date}")
+        text = Phrase("{type} orders are not taken on {date}", type=ask.type, date=str(now.date))
+        raise refusal("type", text)
     return order_type
 
 
 def _check_price(ask: Ask, order_type: OrderType, rules: OrderRules, now: Situation) -> None:
     if order_type.priced and ask.price is None:
-        raise refusal("price", f"a {ask.type} order has a price")
+        raise refusal("price", Phrase("a {type} order has a price", type=ask.type))
     if not order_type.priced and ask.price is not None:
-        raise refusal("price", f"a {ask.type} order has no price")
+        raise refusal("price", Phrase("a {type} order has no price", type=ask.type))
     if order_type.stop != (ask.stop_price is not None):
-        raise refusal("price", "a stop price belongs to stop-limit orders, and only to them")
+        text = Phrase("a stop price belongs to stop-limit orders, and only to them")
+        raise refusal("price", text)
     for price in (ask.price, ask.stop_price):
         if price is not None:
             _check_step(price, rules, now)
@@ -189,9 +212,13 @@ def _check_price(ask: Ask, order_type: OrderType, rules: OrderRules, now: Situat
     if facts is None or ask.price is None or not facts.upper:
         return
     if not facts.lower <= ask.price <= facts.upper:
-        raise refusal(
-            "price", f"{ask.price:,} is outside the day's limits {facts.lower:,} to {facts.upper:,}"
+        text = Phrase(
+            "{price:,} is outside the day's limits {lower:,} to {upper:,}",
+            price=ask.price,
+            lower=facts.lower,
+            upper=facts.upper,
         )
+        raise refusal("price", text)
 
 
 def _check_step(price: int, rules: OrderRules, now: Situation) -> None:
@@ -203,6 +230,15 @@ def _check_step(price: int, rules: OrderRules, now: Situation) -> None:
         return
     step = min(steps)
     below = price // step * step
-    raise refusal(
-        "tick", f"{price:,} is off the price step of {step}: {below:,} or {below + step:,}"
+    text = Phrase(
+        "{price:,} is off the price step of {step:,}: {below:,} or {above:,}",
+        price=price,
+        step=step,
+        below=below,
+        above=below + step,
     )
+    raise refusal("tick", text)
+
+
+def _none_of(given: str, known: Iterable[str]) -> Phrase:
+    return Phrase("{given} is none of {known}", given=given, known=", ".join(known))

@@ -19,6 +19,7 @@ from kisfeed.core.ordercheck import Ask, Checked, Situation, check, refusal
 from kisfeed.errors import OrderRefused
 from kisfeed.kfp.orders import DOUBTFUL, FINAL, Action, Evidence, Order, OrderState, Side
 from kisfeed.kis.orders import same_number
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +136,9 @@ class Book:
         """
         order = self.orders.get(_key(ask, at))
         if order is not None and not _same(ask, order):
-            raise refusal("id_used", f"{ask.id!r} is another order already", order.to_map())
+            raise refusal(
+                "id_used", Phrase("{id} is another order already", id=ask.id), order.to_map()
+            )
         return order
 
     def preview(self, ask: Ask, at: Instant, now: Situation) -> Order:
@@ -155,7 +158,8 @@ class Book:
         for key in [k for k, p in self._previews.items() if p.until <= at.now]:
             del self._previews[key]
         if len(self._previews) >= _MAX_PREVIEWS:
-            raise refusal("queue_full", f"{_MAX_PREVIEWS} previews wait to be placed")
+            text = Phrase("{count} previews wait to be placed", count=_MAX_PREVIEWS)
+            raise refusal("queue_full", text)
         self._previews[order.key] = _Preview(order, at.now + self._caps.preview_s)
         return order
 
@@ -173,14 +177,18 @@ class Book:
         if ask.action is Action.NEW and (
             preview is None or preview.until <= at.now or not _same(ask, preview.order)
         ):
-            raise refusal("preview", f"{ask.id!r} must be previewed first, as it is")
+            raise refusal("preview", Phrase("{id} must be previewed first, as it is", id=ask.id))
         checked, order = self._check(ask, at, now)
         if ask.action is not Action.CANCEL and not now.open and not ask.allow_closed:
-            raise refusal("closed", f"{ask.exchange} is closed (allow_closed places it anyway)")
+            text = Phrase(
+                "{exchange} is closed (allow_closed places it anyway)", exchange=ask.exchange
+            )
+            raise refusal("closed", text)
         urgent = 0 if ask.action is Action.CANCEL else 1
         waiting = sum(1 for other in self._queue if other[0] == urgent)
         if waiting >= self._caps.queue:
-            raise refusal("queue_full", f"{self._caps.queue} orders wait already (orders.queue)")
+            text = Phrase("{count} orders wait already (orders.queue)", count=self._caps.queue)
+            raise refusal("queue_full", text)
         self._previews.pop(key, None)
         self._numbers += 1
         heapq.heappush(self._queue, (urgent, -ask.priority, self._numbers, key))
@@ -211,21 +219,24 @@ class Book:
 
     def _check(self, ask: Ask, at: Instant, now: Situation) -> tuple[Checked, Order]:
         if not ask.id or len(ask.id) > _MAX_ID or not ask.id.isprintable():
-            raise refusal("id", f"an id is 1 to {_MAX_ID} printable characters")
+            raise refusal("id", Phrase("an id is 1 to {most} printable characters", most=_MAX_ID))
         if ask.action is Action.CANCEL:
             target = self._target(ask)
             ask = attrs.evolve(ask, type=target.type)
             if not 0 <= ask.qty <= target.qty:
-                raise refusal("qty", f"{ask.qty}: the order has {target.qty} shares")
+                text = Phrase(
+                    "{qty:,}: the order has {most:,} shares", qty=ask.qty, most=target.qty
+                )
+                raise refusal("qty", text)
             return Checked(0, ()), _order(ask, at, target)
         if now.halted:
-            raise refusal("halted", "ordering is halted; only cancellations go out")
+            raise refusal("halted", Phrase("ordering is halted; only cancellations go out"))
         found = None
         if ask.action is Action.AMEND:
             found = self._target(ask)
             left = found.qty if found.open_qty is None else found.open_qty
             if not left:
-                raise refusal("target", f"nothing of {ask.target!r} is open any more")
+                raise refusal("target", Phrase("nothing of {id} is open any more", id=ask.target))
             ask = attrs.evolve(
                 ask,
                 symbol=found.symbol,
@@ -242,9 +253,12 @@ class Book:
     def _target(self, ask: Ask) -> Order:
         target = self.find(ask.target, ask.client)
         if target.action is not Action.NEW:
-            raise refusal("target", f"{ask.target!r} is itself a change of an order")
+            raise refusal("target", Phrase("{id} is itself a change of an order", id=ask.target))
         if not target.live_number:
-            raise refusal("target", f"{ask.target!r} has no order number ({target.state})")
+            text = Phrase(
+                "{id} has no order number ({state})", id=ask.target, state=str(target.state)
+            )
+            raise refusal("target", text)
         return target
 
     def _check_day(self, value: int, at: Instant) -> None:
@@ -257,26 +271,35 @@ class Book:
             and order.state not in _NOT_COUNTED
         ]
         if len(counted) >= self._caps.max_day_orders:
-            text = f"{len(counted)} orders today; orders.max_day_orders is the limit"
+            text = Phrase(
+                "{count} orders today; orders.max_day_orders is the limit", count=len(counted)
+            )
             raise refusal("day_orders_cap", text)
         spent = sum(order.value for order in counted)
         if spent + value > self._caps.max_day_value:
-            text = f"{spent + value:,} won today; orders.max_day_value is the limit"
+            text = Phrase(
+                "{value:,} won today; orders.max_day_value is the limit", value=spent + value
+            )
             raise refusal("day_value_cap", text)
 
     def _check_frozen(self, symbol: str, side: Side) -> None:
         doubtful = self.doubtful()
         for order in doubtful:
             if order.symbol == symbol and order.side is side:
-                raise refusal(
-                    "frozen",
-                    f"{order.id!r} ({symbol}, {side}) may have been executed; until that is"
-                    " settled nothing like it goes out",
-                    order.to_map(),
+                text = Phrase(
+                    "{id} ({side} {symbol}) may have been executed; until that is settled"
+                    " nothing like it goes out",
+                    id=order.id,
+                    side=str(side),
+                    symbol=symbol,
                 )
+                raise refusal("frozen", text, order.to_map())
         if side is Side.BUY and len(doubtful) >= self._caps.max_unknown:
-            ids = ", ".join(repr(order.id) for order in doubtful)
-            raise refusal("frozen", f"{len(doubtful)} orders are in doubt ({ids}): no new buys")
+            ids = ", ".join(order.id for order in doubtful)
+            text = Phrase(
+                "{count} orders are in doubt ({ids}): no new buys", count=len(doubtful), ids=ids
+            )
+            raise refusal("frozen", text)
 
     def doubtful(self) -> list[Order]:
         """New orders and amendments of which nobody knows whether KIS executed them."""
@@ -294,13 +317,14 @@ class Book:
         """
         same = [o for o in self.orders.values() if o.id == name and day in {None, o.day}]
         if not same:
-            raise refusal("target", f"there is no order {name!r}")
+            raise refusal("target", Phrase("there is no order {id}", id=name))
         newest = max(order.day for order in same)
         same = [order for order in same if order.day == newest]
         own = [order for order in same if order.client == client]
         if not own and len(same) > 1:
-            who = ", ".join(sorted(repr(order.client) for order in same))
-            raise refusal("target", f"several programs have an order {name!r}: {who}")
+            who = ", ".join(sorted(order.client for order in same))
+            text = Phrase("several programs have an order {id}: {clients}", id=name, clients=who)
+            raise refusal("target", text)
         return (own or same)[0]
 
     # The queue.
@@ -318,7 +342,9 @@ class Book:
         self._queue = [entry for entry in self._queue if entry not in late]
         heapq.heapify(self._queue)
         for *_, key in late:
-            self._end(key, OrderState.EXPIRED, "expired", "its time was up before its turn", at)
+            self._end(
+                key, OrderState.EXPIRED, "expired", Phrase("its time was up before its turn"), at
+            )
 
     def deadline(self, order: Order) -> float:
         """Until when *order* may begin to be sent, on the scheduler's clock."""
@@ -332,7 +358,7 @@ class Book:
             order = self.orders[key]
             if order.action is not Action.CANCEL:
                 if halted:
-                    self._end(key, OrderState.NOT_SENT, "halted", "ordering is halted", at)
+                    self._end(key, OrderState.NOT_SENT, "halted", Phrase("ordering is halted"), at)
                     continue
                 try:
                     self._check_frozen(order.symbol, order.side)
@@ -399,7 +425,10 @@ class Book:
         """
         order = self.orders[key]
         if order.state not in DOUBTFUL:
-            raise refusal("target", f"{order.id!r} is not in doubt: it is {order.state}")
+            text = Phrase(
+                "{id} is not in doubt: it is {state}", id=order.id, state=str(order.state)
+            )
+            raise refusal("target", text)
         if number is None:
             self._end(key, OrderState.NOT_EXECUTED, "human", reason, at, Evidence.HUMAN)
             return self.orders[key]
@@ -409,12 +438,18 @@ class Book:
         if not number.isdecimal() or owner is not None:
             raise refusal(
                 "target",
-                f"number {number!r} belongs to {owner[2]!r}"
+                Phrase("number {number} belongs to {id}", number=number, id=owner[2])
                 if owner
-                else f"{number!r} is no order number",
+                else Phrase("{number} is no order number", number=number),
             )
         if row is not None and (row.symbol, row.side) != (order.symbol, order.side):
-            raise refusal("target", f"number {number} is another order: {row.side} {row.symbol}")
+            text = Phrase(
+                "number {number} is another order: {side} {symbol}",
+                number=number,
+                side=str(row.side),
+                symbol=row.symbol,
+            )
+            raise refusal("target", text)
         branch, time = (row.branch, row.time) if row is not None else ("", "")
         self._accept(key, number, branch, time, Evidence.HUMAN, at, text=reason)
         self._confirm_all(at)
@@ -524,7 +559,7 @@ class Book:
             self._settle_cancel(order, at, age)
             return
         if len(fitting) > 1:
-            self._hand_over(order, f"{len(fitting)} orders in the day's list may be this one", at)
+            self._hand_over(order, Phrase("several orders in the day's list may be this one"), at)
             return
         if fitting and order.state is OrderState.UNKNOWN and not self._announced(order):
             row = fitting[0]
@@ -533,13 +568,13 @@ class Book:
             if min(age, seen_s) < self._caps.settle_s:
                 return
             if self._foreign(row):
-                self._hand_over(order, f"{row.number} may be it, but came by another way", at)
+                self._hand_over(order, Phrase("the one that may be it came by another way"), at)
             else:
                 receipt = (row.number, row.branch, row.time)
                 self._accept(order.key, *receipt, Evidence.LIST, at)
             return
         if age >= self._caps.human_after_s:
-            self._hand_over(order, "the day's list does not settle it", at)
+            self._hand_over(order, Phrase("the day's list does not settle it"), at)
 
     def _foreign(self, row: DayRow) -> bool:
         """Entered otherwise than every order that is known to be ours: perhaps by a person."""
@@ -568,10 +603,10 @@ class Book:
     def _settle_cancel(self, order: Order, at: Instant, age: float) -> None:
         row = self.row(order.day, order.original_no)
         if row is not None and not row.open:
-            text = "nothing of the order is open any more"
+            text = Phrase("nothing of the order is open any more")
             self._end(order.key, OrderState.ACCEPTED, "", text, at, Evidence.LIST)
         elif age >= self._caps.human_after_s:
-            self._hand_over(order, "the order is still open: cancel it again", at)
+            self._hand_over(order, Phrase("the order is still open: cancel it again"), at)
 
     def _hand_over(self, order: Order, why: str, at: Instant) -> None:
         if order.state is not OrderState.HUMAN:
@@ -651,7 +686,7 @@ class Book:
                 state=OrderState.REJECTED,
                 evidence=Evidence.LIST,
                 code="exchange",
-                text="the exchange refused it",
+                text=Phrase("the exchange refused it"),
             )
         if found != order:
             lasting = (found.state, found.numbers) != (order.state, order.numbers)
@@ -677,7 +712,7 @@ class Book:
             for number in order.numbers:
                 self._owners[order.day, number] = order.key
             if order.state is OrderState.SENDING:
-                self._end(order.key, OrderState.UNKNOWN, "unknown", "the process ended", at)
+                self._end(order.key, OrderState.UNKNOWN, "unknown", Phrase("the process ended"), at)
             if self.orders[order.key].state in DOUBTFUL:
                 self._doubted_at[order.key] = at.now
                 self._due[order.key] = at.now

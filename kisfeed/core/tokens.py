@@ -17,6 +17,7 @@ from kisfeed.config import Secret
 from kisfeed.core.breaker import exact_fields, natural, seconds_of, text
 from kisfeed.core.pacing import SlidingWindows
 from kisfeed.limits import Window
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,7 +199,7 @@ class TokenBook:
         self.refused_at = -math.inf
         self._probe_at = -math.inf
         self._probe_pause = _PROBE_S[0]
-        self.why = "the last issue failed" if record.wait_s > 0 else ""
+        self.why = Phrase("the last issue failed") if record.wait_s > 0 else ""
         if record.value and record.left_s > 0:
             self._token = Token(
                 record.value, now + record.left_s, now + record.renew_s, record.expires
@@ -269,7 +270,7 @@ class TokenBook:
         self._wait_until = now + _UNSENT_S[min(self._unsent, len(_UNSENT_S) - 1)]
         self._unsent += 1
         self._refused = False  # as in failed()
-        self.why = "KIS cannot be reached"
+        self.why = Phrase("KIS cannot be reached")
 
     def failed(self, why: str, now: float, jitter: float) -> None:
         """It was refused, or its answer did not come; the token we have is used while it lives.
@@ -357,11 +358,11 @@ class TokenBook:
         self._refused, self._suspected_at = True, None
         self._probe_pause = _PROBE_S[0]
         self.refused_at, self._probe_at = now, now + self._probe_pause
-        self.why = "KIS refused it"
+        self.why = Phrase("KIS refused it")
         if token.forced:
             self._wait_until = now + _rung(self._refusals) * (1 + jitter / 10)
             self._refusals += 1
-            self.why = "KIS refused a fresh one too"
+            self.why = Phrase("KIS refused a fresh one too")
 
     def worked(self, token: Token, sent_at: float) -> bool:
         """KIS took *token* in a request that was sent at *sent_at*; True if it had refused it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from kisfeed import texts
 from kisfeed.errors import (
     KisError,
     KisRefused,
@@ -78,10 +79,10 @@ async def answer(
     except ServerRefused as exc:
         return error(number, exc.code, exc.text, exc.detail)
     except OrderRefused as exc:
-        return error(number, exc.code, str(exc), exc.detail)
+        return error(number, exc.code, str(exc), exc.detail | texts.parts(exc))
     except (UsageError, LocalRefusal, StateError, KisError) as exc:
         code = next(code for kind, code in _CODES if isinstance(exc, kind))
-        return error(number, code, str(exc))
+        return error(number, code, str(exc), texts.parts(exc))
     try:
         return codec.frame(Type.RES, number, {"result": result})
     except ValueError as exc:

@@ -55,7 +55,7 @@ class KeyFile:
                 raise ValueError(f"{self._path.name} is not this user's alone")
             content = file.read()
         stamp, data = None, None
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             written = json.loads(content)
             data, stamp = written["data"], Stamp.from_map(written["stamp"])
         if stamp is None:  # raised here, for a JSON error carries the content

@@ -11,6 +11,7 @@ from kisfeed.core.ordercheck import SYMBOL, Ask
 from kisfeed.errors import OrderRefused, UsageError
 from kisfeed.kfp.messages import ErrorCode
 from kisfeed.kfp.orders import Action, Order, Side
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -170,7 +171,7 @@ class OrderCalls:
     def _open(self) -> OrderDesk:
         if self._desk is None:
             raise OrderRefused(
-                ErrorCode.ORDERS_DISABLED, "disabled", "orders are off (orders.enabled)"
+                ErrorCode.ORDERS_DISABLED, "disabled", Phrase("orders are off (orders.enabled)")
             )
         return self._desk
 
@@ -219,7 +220,7 @@ class OrderCalls:
 
     def _owned(self) -> AccountReader:
         if self._account is None:
-            text = "no account is configured (credentials.account)"
+            text = Phrase("no account is configured (credentials.account)")
             raise OrderRefused(ErrorCode.NOT_ENTITLED, "no_account", text)
         return self._account
 
@@ -262,7 +263,7 @@ def _ttl(a: Mapping[str, Any]) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_TTL_S:
-        raise UsageError(f"ttl_s is more than 0 and at most {_MAX_TTL_S:g}")
+        raise UsageError(Phrase("ttl_s is more than 0 and at most {most:g}", most=_MAX_TTL_S))
     return float(value)
 
 
@@ -271,12 +272,13 @@ def _day(a: Mapping[str, Any]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not _DAY.fullmatch(value):
-        raise UsageError("day is YYYYMMDD")
+        raise UsageError(Phrase("day is YYYYMMDD"))
     return value
 
 
 def _symbol(a: Mapping[str, Any]) -> str:
     symbol = _text(a, "symbol")
     if not SYMBOL.fullmatch(symbol):
-        raise OrderRefused(ErrorCode.BAD_REQUEST, "symbol", f"{symbol!r} is no symbol")
+        text = Phrase("{symbol} is no symbol", symbol=symbol)
+        raise OrderRefused(ErrorCode.BAD_REQUEST, "symbol", text)
     return symbol

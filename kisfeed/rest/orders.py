@@ -30,6 +30,7 @@ from kisfeed.errors import (
 from kisfeed.kfp.orders import DOUBTFUL, Action, Order, OrderState
 from kisfeed.kis import orders as wire
 from kisfeed.kis.rest import Priority
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,13 +168,16 @@ class OrderDesk:
                 self._call(order), until=self._book.deadline(order), check=check
             )
         except _Halted:
-            self._book.not_sent(key, "halted", "ordering is halted", self._at())
+            self._book.not_sent(key, "halted", Phrase("ordering is halted"), self._at())
         except (NotSent, NoToken, LocalRefusal) as exc:
             late = self._clock.now() >= self._book.deadline(order)
             if passed:
                 self._book.doubt(key, str(exc), self._at())
+            elif late:
+                text = Phrase("its time was up before it could be sent")
+                self._book.not_sent(key, "expired", text, self._at())
             else:
-                self._book.not_sent(key, "expired" if late else "not_sent", str(exc), self._at())
+                self._book.not_sent(key, "not_sent", str(exc), self._at())
         except KisRefused as exc:
             self._book.refused(key, exc.code, exc.text, self._at())
         except UnknownOutcome as exc:
@@ -195,7 +199,7 @@ class OrderDesk:
     def _take(self, key: Key, answer: Answer) -> None:
         receipt = wire.receipt(answer.body)
         if receipt is None:
-            self._book.doubt(key, "KIS took it and gave no order number", self._at())
+            self._book.doubt(key, Phrase("KIS took it and gave no order number"), self._at())
         else:
             self._book.accepted(key, receipt, self._at())
 
@@ -536,7 +540,8 @@ class OrderDesk:
                 facts = wire.facts((await self._kis.call(call)).body)
         except (KisError, LocalRefusal, ValueError) as exc:
             if isinstance(exc, KisRefused) and exc.code == _NOTHING:
-                raise refusal("unknown_symbol", f"KIS does not know {symbol}") from exc
+                text = Phrase("KIS does not know {symbol}", symbol=symbol)
+                raise refusal("unknown_symbol", text) from exc
             _log.warning("no_quote", extra={"symbol": symbol, "why": str(exc), **self._limits()})
         if facts is not None:
             self._facts[symbol] = (self._clock.now() + _FACTS_S, facts)
@@ -615,12 +620,15 @@ def _result(order: Order) -> Order:
         return order
     told = order.to_map()
     if order.state in DOUBTFUL:
-        text = (
-            f"whether {order.id!r} was executed is not known ({order.text}): do not send it again"
+        text = Phrase(
+            "whether {id} was executed is not known ({why}): do not send it again",
+            id=order.id,
+            why=order.text,
         )
         raise refusal("unknown", text, told)
     if order.state is OrderState.REJECTED:
-        raise refusal("kis", f"{order.code}: {order.text}", told)
+        raise refusal("kis", Phrase("{code}: {text}", code=order.code, text=order.text), told)
     if order.state is OrderState.NOT_EXECUTED:
-        raise refusal("kis", f"a person settled that it was not executed: {order.text}", told)
+        text = Phrase("a person settled that it was not executed: {why}", why=order.text)
+        raise refusal("kis", text, told)
     raise refusal(order.code, order.text, told)

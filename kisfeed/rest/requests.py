@@ -13,6 +13,7 @@ from kisfeed.core.hostbreaker import HostBreaker
 from kisfeed.core.pacing import Backoff
 from kisfeed.errors import KisBusy, KisRefused, KisUnreachable, NotSent, UnknownOutcome
 from kisfeed.kis.rest import Answer, Call, Kind, Verdict
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +126,8 @@ class Kis:
         Args:
             call: a POST.
             until: on the scheduler's clock; what has not begun to be sent by then is not sent.
+                The answer to what was sent is waited for past it, as long as the transport's own
+                deadlines allow.
             check: called last before the first byte; what it raises travels, and nothing is sent.
 
         Raises:
@@ -301,7 +304,8 @@ class Kis:
                 run.outage = now + _PATIENCE_S
             if now + wait > run.outage:
                 await trio.lowlevel.checkpoint()  # a caller that asks at once again stops nobody
-                raise KisUnreachable(f"KIS does not answer; next try in {wait:.0f} s")
+                text = Phrase("KIS does not answer; next try in {wait:.0f} s", wait=wait)
+                raise KisUnreachable(text)
             await trio.sleep(wait)
 
     def _learn(self, run: _Run, verdict: Verdict, token: Token, ago_s: float) -> None:

@@ -14,6 +14,7 @@ from kisfeed.config import Credentials, Secret
 from kisfeed.core.tokens import Token, TokenBook, TokenRecord, life
 from kisfeed.errors import KisUnreachable, LocalRefusal, NoToken, NotSent
 from kisfeed.kis.rest import Kind
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +136,9 @@ class Tokens:
         """
         wait = self._book.issue_in(self._clock.boot())
         if wait > patience_s:
-            raise LocalRefusal(f"KIS gives one token a minute: the next one in {wait:.0f} s")
+            raise LocalRefusal(
+                Phrase("KIS gives one token a minute: the next one in {wait:.0f} s", wait=wait)
+            )
         before = self.issues.total()
         self._book.renew()
         self._used.set()
@@ -251,4 +254,4 @@ class Tokens:
 
 def mask(secret: Secret) -> str:
     """Enough of *secret* to tell two apart by their length, and nothing to use."""
-    return f"*** ({len(secret.reveal())} characters)"
+    return f"*** ({len(secret.reveal())})"
