@@ -20,13 +20,18 @@ from kisfeed.core.connection import Connection, DialFailure
 from kisfeed.core.engine import Engine
 from kisfeed.core.gaps import Missed, VolumeAccount
 from kisfeed.core.liveness import Liveness
+from kisfeed.core.orders import Book
 from kisfeed.core.pacing import Backoff, DialBudget, SlidingWindows
 from kisfeed.core.registrations import Operation, Registrations, State
 from kisfeed.core.streams import Subscriber, TopicStream
+from kisfeed.errors import UnknownOutcome
 from kisfeed.kfp.messages import Mode, Type
 from kisfeed.kis import frames
 from kisfeed.kis.codes import Meaning
 from kisfeed.rest.approval import ApprovalKeys
+from kisfeed.rest.halt import HaltSwitch
+from kisfeed.rest.journal import Journal
+from kisfeed.rest.requests import Kis
 from kisfeed.upstream.actor import Upstream
 from kisfeed.upstream.lease import Lease
 
@@ -205,6 +210,39 @@ def _asks_once(right: Any) -> Any:
     return lost
 
 
+def _sent_again(right: Any) -> Any:
+    async def post_once(self: Kis, call: Any, *, until: float, check: Callable[[], None]) -> Any:
+        try:
+            return await right(self, call, until=until, check=check)
+        except UnknownOutcome:
+            return await right(self, call, until=math.inf, check=lambda: None)
+
+    return post_once
+
+
+def _unjournaled(_: Any) -> Any:
+    async def append(self: Journal, *records: Any) -> None:
+        del self, records
+        await trio.lowlevel.checkpoint()
+
+    return append
+
+
+def _certain(_: Any) -> Any:
+    def doubt(self: Book, key: Any, text: str, at: Any) -> None:
+        self.not_sent(key, "not_sent", text, at)
+
+    return doubt
+
+
+def _not_looked_up(right: Any) -> Any:
+    def doubt(self: Book, key: Any, text: str, at: Any) -> None:
+        right(self, key, text, at)
+        self._due.pop(key)
+
+    return doubt
+
+
 BUGS: Final[dict[str, Bug]] = {
     "backoff-reset-at-connect": Bug(
         "the backoff starts over when a connection opens", Connection, "opened", _reset_at_connect
@@ -245,6 +283,17 @@ BUGS: Final[dict[str, Bug]] = {
     "held-forever": Bug(
         "what a dead session held is still held", Registrations, "session_down", _none_at_all
     ),
+    "order-sent-again": Bug(
+        "an order without an answer is sent again", Kis, "post_once", _sent_again
+    ),
+    "intent-unwritten": Bug("an intent is not written", Journal, "append", _unjournaled),
+    "doubt-as-failure": Bug("no answer means that nothing was done", Book, "doubt", _certain),
+    "doubt-left-alone": Bug("nobody looks for a lost order", Book, "doubt", _not_looked_up),
+    "twin-beside-doubt": Bug(
+        "orders go out beside their twin in doubt", Book, "_check_frozen", _nothing
+    ),
+    "halt-overlooked": Bug("a halt stops nothing", HaltSwitch, "halted", _nothing),
+    "order-late": Bug("an order goes out however old", Book, "deadline", _constantly(math.inf)),
     "close-not-done": Bug("a Close is not performed", Upstream, "close", lambda _: _later),
 }
 """By name."""
