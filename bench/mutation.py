@@ -77,6 +77,8 @@ _PATIENCE: Final = 4  # a mutant may take this many times as long, and ...
 _GRACE_S: Final = 10  # ... this much more
 _AT_ONCE: Final = 40  # mutants for one collection of the tests
 _DIED: Final = 9
+_NOT_IN_PLACE: Final = 10
+_UNCHANGED: Final = -1
 _MEMORY: Final = 2 << 30  # bytes: a mutant that piles up without end is noticed
 # The profile by its option, since the one of conftest.py would replace what is loaded here.
 _PYTEST: Final = (
@@ -367,10 +369,10 @@ def _codes(code: CodeType, name: str) -> Iterator[CodeType]:
             yield from _codes(inner, name)
 
 
-def _put_in_place(mutant: Mutant) -> None:
-    """Exchange the code of the function that *mutant* changes."""
+def _put_in_place(mutant: Mutant, functions: Sequence[FunctionType]) -> None:
+    """Exchange the code of *functions*, which *mutant* changes."""
     changed = {code.co_firstlineno: code for code in _codes(_compiled(mutant), mutant.function)}
-    for function in _functions(mutant.module)[mutant.function]:
+    for function in functions:
         function.__code__ = changed[function.__code__.co_firstlineno]
 
 
@@ -455,13 +457,19 @@ class _Judging:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         survivors = []
+        functions = _functions(self._chosen[0].module)
         gc.freeze()  # the forks share it
-        for mutant in self._chosen:
+        # What is changed to itself first: if that is noticed, all that follows says nothing.
+        for mutant in (attrs.evolve(self._chosen[0], number=_UNCHANGED), *self._chosen):
             names = [n for n, seen in self._seen.items() if _comes_by(seen, mutant)]
             names.sort(key=lambda name: self._seen[name].seconds)
             within_s = _PATIENCE * sum(self._seen[name].seconds for name in names) + _GRACE_S
             tests = [items[name] for name in names]
-            if not _forked(functools.partial(_judged, session, mutant, tests), within_s):
+            judging = functools.partial(_judged, session, mutant, functions[mutant.function], tests)
+            result = _forked(judging, within_s)
+            if result == _NOT_IN_PLACE or (result and mutant.number == _UNCHANGED):
+                return True  # and the missing file tells
+            if not result:
                 survivors.append(mutant.number)
         self._path.write_text(json.dumps(survivors), "utf-8")
         return True
@@ -471,8 +479,16 @@ def _comes_by(seen: _Seen, mutant: Mutant) -> bool:
     return not seen.lines.isdisjoint(range(mutant.first, mutant.last + 1))
 
 
-def _judged(session: pytest.Session, mutant: Mutant, tests: Sequence[pytest.Item]) -> int:
-    _put_in_place(mutant)
+def _judged(
+    session: pytest.Session,
+    mutant: Mutant,
+    functions: Sequence[FunctionType],
+    tests: Sequence[pytest.Item],
+) -> int:
+    try:
+        _put_in_place(mutant, functions)
+    except (KeyError, ValueError):
+        return _NOT_IN_PLACE
     _limit_memory()
     for item, following in zip(tests, [*tests[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
