@@ -363,7 +363,9 @@ class Outbox(Generic[T]):
                     state.position = number
                     self.sent += 1
                     return [item]
-        return self._take(now, max_bytes)
+        if self.ready:
+            return self._take(now, max_bytes)
+        return []
 
     def next_due(self) -> float:
         """When :meth:`take` may have something, seconds.

@@ -7,8 +7,9 @@ one event object shared by all in-process subscribers.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import attrs
 
@@ -55,9 +56,15 @@ _new: Final = tuple.__new__  # half the price of the generated constructor, once
 
 @attrs.define(eq=False)
 class _Audience(Generic[T]):
-    """Outboxes that take the same ticks; streams with the same subscribers have the same one."""
+    """Outboxes that take the same ticks; streams with the same subscribers have the same one.
 
-    boxes: tuple[Outbox[T], ...]
+    It knows what it last became, because a program that comes to one of its streams comes to the
+    others, too: whom a thousand streams have is counted once, not for each of them.
+    """
+
+    conns: tuple[int, ...] = ()
+    boxes: tuple[Outbox[T], ...] = ()
+    became: tuple[int, ref[_Audience[T]]] | None = None
 
 
 @attrs.define(eq=False)
@@ -68,21 +75,37 @@ class _Spread(Generic[T]):
     """
 
     _join: Callable[[list[T]], T] | None
-    _audience: _Audience[T] = attrs.field(factory=lambda: _Audience(()), init=False)
+    _audience: _Audience[T] = attrs.field(factory=_Audience, init=False)
     _ticks: list[Tick[T]] = attrs.field(factory=list, init=False)
     _known: WeakValueDictionary[tuple[int, ...], _Audience[T]] = attrs.field(
         factory=WeakValueDictionary, init=False
     )
 
-    def audience(self, subscribers: Sequence[Subscriber]) -> _Audience[T] | None:
-        """The audience of these subscribers, in the order of their connections."""
-        if not subscribers:
-            return None
-        conns = tuple(s.conn for s in subscribers)
-        boxes = tuple(s.outbox for s in subscribers)
+    def nobody(self) -> _Audience[T]:
+        """The audience of a stream without subscribers."""
+        return self._shared((), ())
+
+    def changed(self, audience: _Audience[T], subscriber: Subscriber) -> _Audience[T]:
+        """*audience* with *subscriber*, or without it where it has it."""
+        conn = subscriber.conn
+        if audience.became is not None and audience.became[0] == conn:
+            known = audience.became[1]()
+            if known is not None:
+                return known
+        conns, boxes = audience.conns, audience.boxes
+        at = bisect_left(conns, conn)
+        if conn in conns[at : at + 1]:
+            found = self._shared(conns[:at] + conns[at + 1 :], boxes[:at] + boxes[at + 1 :])
+        else:
+            box = (subscriber.outbox,)
+            found = self._shared((*conns[:at], conn, *conns[at:]), boxes[:at] + box + boxes[at:])
+        audience.became = conn, ref(found)
+        return found
+
+    def _shared(self, conns: tuple[int, ...], boxes: tuple[Outbox[T], ...]) -> _Audience[T]:
         found = self._known.get(conns)
-        if found is None or found.boxes != boxes:
-            self._known[conns] = found = _Audience(boxes)
+        if found is None:
+            self._known[conns] = found = _Audience(conns, boxes)
         return found
 
     def add(self, audience: _Audience[T], tick: Tick[T]) -> None:
@@ -218,14 +241,16 @@ class TopicStream:
     subscribers: dict[int, Subscriber] = attrs.field(factory=dict)
     trades: bool = attrs.field(init=False)
     typed: bool = attrs.field(init=False)
-    _byte_audience: _Audience[bytes] | None = None
-    _event_audience: _Audience[events.Event] | None = None
+    _byte_audience: _Audience[bytes] = attrs.field(init=False)
+    _event_audience: _Audience[events.Event] = attrs.field(init=False)
     _xts: int | None = None
     _day: int | None = None
 
     def __attrs_post_init__(self) -> None:
         self.trades = self.schema == "trade.v1"
         self.typed = not self.schema.startswith("raw.")
+        self._byte_audience = self.touched.frames.nobody()
+        self._event_audience = self.touched.events.nobody()
 
     @property
     def scale(self) -> int:
@@ -236,19 +261,21 @@ class TopicStream:
         subscriber.outbox.open(self.sid, mode, hz, self.sseq, trades=self.trades)
         self.subscribers[subscriber.conn] = subscriber
         subscriber.streams[self.sid] = self
-        self._rebuild()
+        self._audience_changed(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """Stop; rows that wait in the outbox are still delivered."""
         del self.subscribers[subscriber.conn]
         del subscriber.streams[self.sid]
         subscriber.outbox.close(self.sid)
-        self._rebuild()
+        self._audience_changed(subscriber)
 
-    def _rebuild(self) -> None:
-        everybody = sorted(self.subscribers.values(), key=lambda s: s.conn)
-        self._byte_audience = self.touched.frames.audience([s for s in everybody if s.encode])
-        self._event_audience = self.touched.events.audience([s for s in everybody if not s.encode])
+    def _audience_changed(self, subscriber: Subscriber) -> None:
+        touched = self.touched
+        if subscriber.encode:
+            self._byte_audience = touched.frames.changed(self._byte_audience, subscriber)
+        else:
+            self._event_audience = touched.events.changed(self._event_audience, subscriber)
 
     def row(
         self, row: Sequence[Any], xts: int | None, rts: int, now: float, flags: int = 0
@@ -276,10 +303,10 @@ class TopicStream:
         last = self.last = _new(LastValue, (sseq, flags, xts, rts, row))
         sid = self.sid
         touched = self.touched
-        if self._byte_audience is not None:
+        if self._byte_audience.boxes:
             frame = codec.tick_frame(_TICK, sid, sseq, flags, xts, rts, row)
             touched.frames.add(self._byte_audience, (sid, sseq, frame, now))
-        if self._event_audience is not None:
+        if self._event_audience.boxes:
             event_tick = (sid, sseq, self._event(_TICK, last), now)
             touched.events.add(self._event_audience, event_tick)
         touched.streams[sid] = self

@@ -109,7 +109,9 @@ class Subscriptions:
             else:
                 subscriber.outbox.retune(stream.sid, spec.mode, spec.hz, stream.sseq)
             holder = (subscriber.conn, stream.sid)
-            self._specs[holder] = _shared(attrs.evolve(spec, topic="", image=True, after=None))
+            self._specs[holder] = _shared(
+                SubSpec("", spec.mode, spec.hz, spec.prio, spec.passive, poll=spec.poll)
+            )
             self._interest.add(
                 stream.topic.key, holder, at.now, prio=spec.prio, passive=spec.passive
             )

@@ -11,7 +11,7 @@ from kisfeed.errors import BadFrame
 from kisfeed.kfp.messages import MAX_FRAME, Type
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_DEPTH: Final = 16  # arrays and maps inside each other, in every frame but TICK and IMAGE
 MAX_ITEMS: Final = 16_384  # elements of one array or map: bounds what a forged count allocates
@@ -30,7 +30,7 @@ def frame(*message: object) -> bytes:
         TypeError: an element is not nil, a boolean, a number, text, bytes, an array or a map.
         ValueError: the message is larger than a frame may be, or nests too deeply.
     """
-    if not _shallow(message, MAX_DEPTH):
+    if not _shallow(message):
         raise ValueError(f"a KFP/1 message nests at most {MAX_DEPTH} deep")
     body: bytes = msgpack.packb(message)
     if len(body) > MAX_FRAME:
@@ -50,12 +50,54 @@ def _no_extensions(_code: int, _data: bytes) -> NoReturn:
     raise ValueError("KFP/1 has no msgpack extension types")
 
 
-def _shallow(value: object, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth > 0 and all(_shallow(item, depth - 1) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return depth > 0 and all(_shallow(item, depth - 1) for item in value)
-    return True
+def _shallow(message: Iterable[object]) -> bool:
+    """Whether arrays and maps, *message* among them, nest at most ``MAX_DEPTH`` deep."""
+    inside: list[Iterable[object]] = [message]
+    for _ in range(MAX_DEPTH):
+        inside = [
+            value.values() if isinstance(value, dict) else value
+            for values in inside
+            for value in values
+            if isinstance(value, (list, dict, tuple))
+        ]
+        if not inside:
+            return True
+    return False
+
+
+def _widths() -> bytes:
+    """How many bytes a value takes by its first one; 0 where more than that has to be looked at.
+
+    Of an array or map it is the head: its elements are values of their own.
+    """
+    fixed = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5}
+    fixed |= {0xD3: 9, 0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18}
+    fixed |= {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
+    texts = {0xA0 + size: 1 + size for size in range(32)}
+    longer = dict.fromkeys((*_HEADS, 0xC7, 0xC8, 0xC9), 0)
+    return bytes((fixed | texts | longer).get(first, 1) for first in range(256))
+
+
+_HEADS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes of a length
+_WIDTHS: Final = _widths()
+
+
+def _too_many(body: bytes, most: int) -> bool:
+    """Whether *body* has more than *most* values, without making one of them."""
+    if len(body) <= most:
+        return False
+    at, end, widths = 0, len(body), _WIDTHS
+    for _ in range(most):
+        if at >= end:
+            return False
+        width = widths[body[at]]
+        if not width:
+            head = _HEADS.get(body[at])
+            if head is None:
+                return False  # an extension: the decoder says so
+            width = 1 + head + int.from_bytes(body[at + 1 : at + 1 + head], "big")
+        at += width
+    return at < end
 
 
 def _has_timestamp(value: object) -> bool:
@@ -72,9 +114,11 @@ class Decoder:
     After :exc:`~kisfeed.errors.BadFrame` the stream has no known frame boundary: drop it.
     """
 
-    __slots__ = ("_needed", "_rest")
+    __slots__ = ("_most", "_needed", "_rest")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FRAME) -> None:
+        """Take frames of at most *most* values: a megabyte of tiny ones is half a second's work."""
+        self._most = most
         self._rest: bytearray | None = None
         self._needed = 0  # a shorter rest cannot hold a whole frame
 
@@ -82,9 +126,9 @@ class Decoder:
         """Every message that *data* completes, in order; each starts with its integer type.
 
         Raises:
-            BadFrame: a length of 0 or over 1 MiB (before anything of it is kept), no msgpack
-                array that starts with an integer, an extension type, too deep a nesting. The
-                complete messages before it in *data* are lost with the stream.
+            BadFrame: a length of 0 or over 1 MiB (before anything of it is kept), too many
+                values, no msgpack array that starts with an integer, an extension type, too deep
+                a nesting. The complete messages before it in *data* are lost with the stream.
         """
         buffer = data
         if self._rest is not None:
@@ -106,7 +150,10 @@ class Decoder:
             if stop > end:
                 needed = 4 + length
                 break
-            message = _unpack(buffer[start + 4 : stop])
+            body = buffer[start + 4 : stop]
+            if _too_many(body, self._most):
+                raise BadFrame(f"a frame of more than {self._most} values")
+            message = _unpack(body)
             if suspicious and _has_timestamp(message):
                 raise BadFrame("KFP/1 has no msgpack extension types")
             messages.append(message)
@@ -125,6 +172,6 @@ def _unpack(body: bytes) -> list[Any]:
         raise BadFrame(f"not msgpack: {error}") from error
     if type(message) is not list or not message or type(message[0]) is not int:
         raise BadFrame("a frame holds one array that starts with its integer type")
-    if message[0] not in _HOT and not _shallow(message, MAX_DEPTH):
+    if message[0] not in _HOT and not _shallow(message):
         raise BadFrame(f"nested more than {MAX_DEPTH} deep")
     return message
