@@ -54,6 +54,20 @@ def test_a_new_day_starts_the_account_again(before: int, qty: int, earlier: int)
     assert account.trade(5, cum + qty + 8, DAY + 1, broken=False)[0] == Missed(3, jump=True)
 
 
+def test_rows_without_a_date_are_of_the_day_before_them() -> None:
+    account = VolumeAccount()
+    account.trade(10, 1000, DAY, broken=False)
+    assert account.trade(10, 1010, None, broken=False) == (None, False)
+    assert account.trade(10, 50, DAY + 1, broken=False) == (None, False)
+    assert account.corrections == 0
+
+
+def test_the_first_trade_of_a_day_told_twice_is_a_correction() -> None:
+    account = VolumeAccount()
+    assert account.trade(5, 5, DAY, broken=False) == (None, False)
+    assert account.trade(5, 5, DAY, broken=False) == (None, True)
+
+
 def test_what_a_break_over_midnight_cost_cannot_be_told() -> None:
     account = VolumeAccount()
     account.trade(10, 1000, DAY, broken=False)

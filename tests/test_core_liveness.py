@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RULES = Session()
 SAMSUNG: RegKey = ("H0STCNT0", "005930")
 HYNIX: RegKey = ("H0STCNT0", "000660")
+KIA: RegKey = ("H0STCNT0", "000270")
 HOUR = 3600.0
 
 
@@ -225,6 +226,14 @@ def test_half_open_at_500_frames_a_second_is_suspect_after_5_s_and_dead_after_10
     assert liveness.next_deadline() == math.inf
 
 
+def test_one_key_that_flows_is_enough_for_a_market_to_be_open() -> None:
+    liveness = up(SAMSUNG, HYNIX, KIA)
+    liveness.market(lambda key: key == SAMSUNG, 0.0)
+    feed(liveness, every(0.002, until=30.0), SAMSUNG)
+    assert liveness.unwatch(KIA, 30.0) == []
+    assert times_of(run(liveness, 200.0), LinkSuspect) == [pytest.approx(35.0)]
+
+
 def test_a_session_counts_as_busy_after_20_s_of_500_frames_a_second() -> None:
     liveness = up(SAMSUNG)
     feed(liveness, every(0.002, until=21.0), SAMSUNG)
@@ -250,8 +259,8 @@ def test_a_frame_a_second_is_suspect_after_20_s_and_dead_after_40_s() -> None:
 
 
 def test_a_session_that_never_speaks_is_dead_after_90_s() -> None:
-    told = run(up(), 1000.0)
-    assert told == [(45.0, LinkSuspect(45.0)), (45.0, Probe()), (90.0, LinkDead(90.0))]
+    told = run(up(now=100.0), 1000.0)
+    assert told == [(145.0, LinkSuspect(45.0)), (145.0, Probe()), (190.0, LinkDead(90.0))]
 
 
 def test_a_closed_market_with_pingpong_does_nothing_for_12_hours() -> None:
@@ -441,6 +450,17 @@ def test_a_symbol_that_became_busy_is_no_longer_remembered_as_thin() -> None:
     liveness.watch(SAMSUNG, 600.0)
     told = feed(liveness, every(10.0, start=600.0, until=700.0))
     assert times_of(told, FeedStalled) == [pytest.approx(660.0)]
+
+
+def test_of_a_busy_symbol_nothing_is_remembered() -> None:
+    liveness = up(SAMSUNG)
+    feed(liveness, every(1.0, until=300.0), SAMSUNG)
+    liveness.unwatch(SAMSUNG, 300.0)
+    liveness.watch(SAMSUNG, 300.0)
+    feed(liveness, [310.0, 320.0])
+    feed(liveness, [330.0], SAMSUNG)
+    told = feed(liveness, every(10.0, start=330.0, until=600.0))
+    assert times_of(told, FeedStalled) == [pytest.approx(530.0)], "as of a new one"
 
 
 def test_a_halted_symbol_never_stalls_and_counts_from_its_resumption() -> None:

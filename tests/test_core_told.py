@@ -109,7 +109,8 @@ def test_what_came_after_the_first_look_has_a_grace_of_its_own() -> None:
     assert [m.qty for m in ledger.review([row(filled=9)], 4.0)] == [4]
     assert ledger.pending()
     assert ledger.review([row(filled=9)], 6.5) == []
-    assert [m.qty for m in ledger.review([row(filled=9)], 7.0)] == [5]
+    assert [m.qty for m in ledger.review([row(filled=10)], 7.0)] == [5]
+    assert [m.qty for m in ledger.review([row(filled=10)], 10.0)] == [1]
 
 
 def test_news_that_shrank_is_told_as_it_is_now() -> None:
