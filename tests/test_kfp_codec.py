@@ -131,6 +131,38 @@ def test_bytes_that_look_like_a_timestamp_are_not_one() -> None:
     assert codec.Decoder().feed(stream) == [[5, 1, b"\xd6\xff\xd7\xff\xc7\x0c\xff"]]
 
 
+def _count(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(_count(key) + _count(item) for key, item in value.items())
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+@given(_MESSAGES)
+@example([5, 1, "x" * 40, "x" * 300, "x" * 70_000, b"x" * 40, b"x" * 300, b"x" * 70_000])
+@example([5, *range(20), list(range(16)), {str(n): n for n in range(16)}, [0] * 70_000])
+def test_a_frame_may_have_as_many_values_as_were_allowed(message: list[Any]) -> None:
+    stream, values = _framed(msgpack.packb(message)), _count(message)
+    if values < codec.MAX_ITEMS:
+        assert codec.Decoder(values).feed(stream) == [message]
+    with pytest.raises(BadFrame, match=f"more than {values - 1} values"):
+        codec.Decoder(values - 1).feed(stream)
+
+
+@given(st.binary(min_size=1, max_size=80))
+@example(b"\x92\x05\xc6\xff\xff\xff\xff")
+@example(b"\x92\x05\xd9")
+def test_counting_values_stumbles_over_nothing(body: bytes) -> None:
+    def outcome(decoder: codec.Decoder) -> object:
+        try:
+            return repr(decoder.feed(_framed(body)))
+        except BadFrame as exc:
+            return "too many" if "values" in str(exc) else "bad"
+
+    assert outcome(codec.Decoder(0)) == "too many"
+    counted, free = outcome(codec.Decoder(3)), outcome(codec.Decoder())
+    assert counted in {free, "too many"}
+
+
 @pytest.mark.parametrize("depth", [codec.MAX_DEPTH + 1, 500, 2000, 100_000])
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1k"], ids=["arrays", "maps"])
 def test_a_depth_bomb_is_refused(depth: int, opening: bytes) -> None:

@@ -58,6 +58,7 @@ def test_the_table_and_the_code_name_the_same_things() -> None:
     framing = _MESSAGES["framing"]
     assert framing["max_body_bytes"] == MAX_FRAME
     assert framing["max_elements"] == codec.MAX_ITEMS
+    assert framing["max_values_of_a_client"] == codec.MAX_VALUES
     assert framing["max_depth"] == codec.MAX_DEPTH
     assert list(_MESSAGES["states"]["stream"]) == [str(int(value)) for value in Stream]
     assert list(_MESSAGES["states"]["data"]) == [str(int(value)) for value in Data]

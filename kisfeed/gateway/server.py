@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from kisfeed.gateway.listener import Peer
 
 _READ_BYTES: Final = 8_192  # one decoding step; larger reads let small frames stall everybody
-_MAX_VALUES: Final = 16_384  # of one frame, with room to spare for 512 topics and all their options
 _FRAMES_A_STEP: Final = 16
 _CLIENTS_A_STEP: Final = 32
 _FLUSH_S: Final = 1.0  # for the last words to a client
@@ -264,7 +263,7 @@ class _Client:
     async def run(self) -> None:
         """Serve to the end; whatever ends it, the client is told and the door forgets it."""
         self._server.streams += 1
-        decoder = codec.Decoder(_MAX_VALUES)
+        decoder = codec.Decoder(codec.MAX_VALUES)
         try:
             async with trio.open_nursery() as self._nursery:
                 self._link = self._make_link()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH: Final = 16  # arrays and maps inside each other, in every frame but TICK and IMAGE
 MAX_ITEMS: Final = 16_384  # elements of one array or map: bounds what a forged count allocates
+MAX_VALUES: Final = 16_384  # of a client's frame, with room for 512 topics and all their options
 
 _HEADER: Final = struct.Struct(">I")
 _pack: Final = msgpack.Packer(autoreset=True).pack
