@@ -899,6 +899,10 @@ def test_a_key_that_never_comes_is_not_waited_for_for_ever() -> None:
     c.want(0.0)
     c.timer(30.0)
     assert c.reason is Reason.KEY_UNAVAILABLE
+    again = connection()
+    again.want(0.0)
+    again.timer(30.0)
+    assert of(FetchKey, again.timer(again.next_deadline())), "it is asked for once more"
     c.key_ready(31.0)
     out = c.timer(c.next_deadline())
     assert of(Dial, out)
@@ -930,6 +934,31 @@ def test_a_resync_waits_for_the_lifetime_and_for_the_budget() -> None:
     now = streaming(c, now + 61)
     assert c.resync(now + 100) == []
     assert c.next_deadline() == now + 600, "not before the sixth dial's turn"
+
+
+def test_a_session_closed_on_purpose_after_its_lifetime_with_data_was_a_good_one() -> None:
+    c = connection()
+    now = streaming(c, 0.0)
+    c.lost(1, Reason.LOST, now + 1)
+    now = streaming(c, c.next_deadline())
+    c.resync(now + 1)
+    c.timer(c.next_deadline())
+    assert c.status(now)["backoff_failures"] == 1, "its own end"
+
+
+def test_an_answer_that_says_nothing_new_is_not_written_down() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(1, now)
+    assert of(SaveHygiene, c.acked(now)) == []
+
+
+def test_the_wait_after_a_young_death_goes_on_while_the_machine_sleeps() -> None:
+    c = connection()
+    now = streaming(c, 0.0)
+    c.lost(1, Reason.LOST, now + 1)
+    assert (c.reason, c.next_try) == (Reason.MIN_LIFETIME, now + 60)
+    assert of(Dial, c.suspended(100.0, now + 2))
 
 
 def test_a_dead_link_is_aborted_and_then_waited_for() -> None:
@@ -1001,6 +1030,27 @@ def test_the_first_dial_may_be_made_at_any_hour_and_a_failed_one_is_not_repeated
     c.dial_failed(2, DialFailure.REFUSED, now)
     assert c.next_try == 39_400.0
     assert of(Dial, c.override(now + 1)), "unless a person says so"
+
+
+def test_a_key_refused_outside_hours_is_not_asked_for_all_night() -> None:
+    c = connection()
+    c.market(False, 40_000.0, 0.0)
+    assert of(FetchKey, c.want(0.0))
+    c.key_failed(1.0, refused=True)
+    assert (c.reason, c.next_try) == (Reason.CLOSED_HOURS, 39_400.0)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_session_that_opens_for_nobody_is_closed_outside_hours(*, is_open: bool) -> None:
+    c = connection()
+    c.market(is_open, 40_000.0, 0.0)
+    now = dialled(c, 0.0)
+    c.unwant(now, Reason.NO_INTEREST)
+    c.opened(1, now)
+    c.acked(now)
+    c.settled(now)
+    c.data(now)
+    assert c.next_deadline() == (math.inf if is_open else now + 60)
 
 
 def test_losing_the_last_interest_closes_nothing_inside_hours() -> None:
