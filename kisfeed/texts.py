@@ -26,7 +26,12 @@ class Phrase(str):
         return made
 
 
-def parts(error: Exception) -> dict[str, Any]:
-    """What a program needs to say *error* in another language: JSON-able; empty if not known."""
-    text = error.args[0] if error.args else None
+def parts(text: object) -> dict[str, Any]:
+    """What a program needs to say *text* in another language: JSON-able; empty if not known.
+
+    Args:
+        text: of an exception, its first argument.
+    """
+    if isinstance(text, Exception):
+        text = text.args[0] if text.args else None
     return {"template": text.template, "values": text.values} if isinstance(text, Phrase) else {}

@@ -11,6 +11,7 @@ import trio
 
 from kisfeed import cli
 from kisfeed.testing import Options, Rules, open_simulator
+from tests.test_cli_order import serve
 from tests.test_cli_schemas import validator
 from tests.test_cli_session import english, socket  # noqa: F401  # fixtures
 from tests.test_rest_limits import NOTICE, mine
@@ -127,6 +128,10 @@ def test_a_file_is_compared_with_the_shipped_limits(
     assert answer["changed"] == [{"name": "rest", "shipped": "18 in 1 s", "file": "12 in 1 s"}]
     assert cli.run(["limits", "diff", str(file), *where]) == 0
     assert capsys.readouterr().out == "rest: 18 in 1 s -> 12 in 1 s\n"
+    file.write_text('{"version": "mine", "share": 0.5}')
+    assert run(capsys, "limits", "diff", str(file), *where)[1]["changed"] == [
+        {"name": "share", "shipped": "1", "file": "0.5"}
+    ]
     for command in ("check", "diff"):
         assert cli.run(["limits", command, str(profile / "nowhere.json"), *where]) == 2
 
@@ -150,6 +155,25 @@ def test_without_a_daemon_the_token_is_asked_for_here_and_kept(
     (file,) = (profile / "state").glob("*.token.json")
     assert file.stat().st_mode & 0o777 == 0o600
     assert (profile / "state").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_malformed_file_is_refused_and_the_daemon_goes_on_with_the_old_limits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(tmp_path)
+    try:
+        for wrong in ("{", '{"version": "mine", "share": 7, "rulse": {}}'):
+            (tmp_path / "limits.kis.json").write_text(wrong)
+            code, answer = run(capsys, "limits", "reload", *served.place)
+            assert (code, answer["code"]) == (78, "config_error")
+            assert answer["problems"]
+        code, answer = run(capsys, "status", *served.place)
+        assert (code, answer["rest"]["limiter"]["count"]) == (0, 18)
+        (tmp_path / "limits.kis.json").write_text(json.dumps(mine()))
+        code, answer = run(capsys, "limits", "reload", *served.place)
+        assert (code, answer["refused"], answer["in_force"]["rest"]["count"]) == (0, None, 12)
+    finally:
+        served.end()
 
 
 def test_the_daemon_answers_for_its_token_and_limits(

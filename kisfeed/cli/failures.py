@@ -78,7 +78,7 @@ def message(error: BaseException) -> str:
                 "The configuration has {count} problems:",
                 len(problems),
             ).format(count=len(problems))
-            return "\n".join([head, *(f"  {path}: {what}" for path, what in problems)])
+            return "\n".join([head, *(f"  {path}: {said(what)}" for path, what in problems)])
         case errors.NoDaemon():
             told = _("{detail}\nStart one with `kisfeed serve`, or `kisfeed serve --sim`.")
             others = sorted(path.stem for path in places.runtime_folder().glob("*.sock"))

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from kisfeed import texts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,13 +29,14 @@ def N_(text: str) -> str:  # noqa: N802  # the conventional name, which extracti
     return text
 
 
-def said(text: str, parts: Mapping[str, Any]) -> str:
+def said(text: str, parts: Mapping[str, Any] | None = None) -> str:
     """A text of another room in this language, as far as the catalogue knows it.
 
     Args:
         text: as it was made, in English.
-        parts: :func:`kisfeed.texts.parts` of it; empty where they are not known.
+        parts: :func:`kisfeed.texts.parts` of it, where it came without them.
     """
+    parts = texts.parts(text) if parts is None else parts
     template, values = parts.get("template"), parts.get("values")
     if not isinstance(template, str) or not isinstance(values, dict):
         return _(text) if text else text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, common, daemon_options, profile_option
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def check(
         click.echo(_("Nothing is wrong with the limits."))
     else:
         for where, what in found:
-            click.echo(f"{where}: {what}")
+            click.echo(f"{where}: {said(what)}")
     return _FOUND if found else None
 
 
@@ -120,6 +120,7 @@ def diff(file: Path | None, as_json: bool, profile: str | None, config_file: Pat
     file = limits_file(config) if file is None else file
     sides = [
         {r.name: r.value for r in limits.origins(data, config.environment, _today())}
+        | {"share": f"{data.get('share', 1):g}"}
         for data in (schemas.load("limits.kis.json"), limits_watch.read(file))
     ]
     names = dict.fromkeys([*sides[0], *sides[1]])
@@ -144,10 +145,17 @@ def diff(file: Path | None, as_json: bool, profile: str | None, config_file: Pat
 @common
 @daemon_options
 def reload(as_json: bool, **where: Any) -> None:
+    from kisfeed import errors
     from kisfeed.cli import link
 
     with link.connect("limits", **where) as daemon:
-        answer = daemon.call("limits.reload")
+        try:
+            answer = daemon.call("limits.reload")
+        except errors.ServerRefused as exc:
+            problems = exc.detail.get("problems")
+            if not problems:
+                raise
+            raise errors.ConfigError(*((place, what) for place, what in problems)) from exc
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
     else:

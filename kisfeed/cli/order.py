@@ -323,7 +323,7 @@ def _named(name: str, client: str | None, day: str | None) -> dict[str, Any]:
 def _confirm(order: Mapping[str, Any], *, yes: bool, to: str = "") -> None:
     click.echo(f"{what(order)} {to}".rstrip(), err=True)
     for warning in order["warnings"]:
-        click.echo(_("Warning: {text}").format(text=said(warning, {})), err=True)
+        click.echo(_("Warning: {text}").format(text=said(warning)), err=True)
     if yes:
         return
     if not sys.stdin.isatty():
@@ -374,4 +374,4 @@ def _show(order: Mapping[str, Any], *, as_json: bool) -> None:
     if order["candidates"]:
         click.echo(_("May be: {numbers}").format(numbers=", ".join(order["candidates"])))
     if order["text"]:
-        click.echo(said(order["text"], {}))
+        click.echo(said(order["text"]))

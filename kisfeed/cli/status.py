@@ -136,7 +136,7 @@ def _rest_line(rest: Mapping[str, Any]) -> str:
     if rest["breaker"]["open"]:
         told += _("; KIS does not answer")
     if rest["token"]["state"] != "valid" and rest["token"]["why"]:
-        told += _("; no access token: {why}").format(why=said(rest["token"]["why"], {}))
+        told += _("; no access token: {why}").format(why=said(rest["token"]["why"]))
     return told
 
 
@@ -206,9 +206,9 @@ def _in_use_line(in_use: Mapping[str, Any]) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people say them: 0.3 s, 42 s, 5 min, 3 h 20 min."""
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return _("{n:.1f} s").format(n=seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return _("{n:.0f} s").format(n=seconds)
     minutes = round(seconds / 60)
     if minutes < 60:
         return _("{n} min").format(n=minutes)

@@ -101,7 +101,7 @@ def _tell(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if answer["why"]:
         click.echo(
             _("The last issue failed: {why}. Next try in {time}.").format(
-                why=said(answer["why"], {}), time=duration(answer["next_issue_in_s"])
+                why=said(answer["why"]), time=duration(answer["next_issue_in_s"])
             )
         )
     if answer["file"] != "ok":

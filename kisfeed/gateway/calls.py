@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kisfeed import texts
 from kisfeed.errors import (
+    ConfigError,
     KisError,
+    KisfeedError,
     KisRefused,
     KisUnreachable,
     LocalRefusal,
+    NotPermitted,
     OrderRefused,
     ServerRefused,
     StateError,
@@ -46,6 +49,7 @@ _CODES: Final[tuple[tuple[type[Exception], ErrorCode], ...]] = (
     (KisUnreachable, ErrorCode.UPSTREAM_DOWN),
     (KisRefused, ErrorCode.REJECTED),
     (KisError, ErrorCode.UPSTREAM_DOWN),
+    (NotPermitted, ErrorCode.NOT_ENTITLED),
 )
 
 
@@ -80,8 +84,10 @@ async def answer(
         return error(number, exc.code, exc.text, exc.detail)
     except OrderRefused as exc:
         return error(number, exc.code, str(exc), exc.detail | texts.parts(exc))
-    except (UsageError, LocalRefusal, StateError, KisError) as exc:
-        code = next(code for kind, code in _CODES if isinstance(exc, kind))
+    except ConfigError as exc:
+        return error(number, ErrorCode.BAD_REQUEST, str(exc), {"problems": list(exc.problems)})
+    except KisfeedError as exc:
+        code = next((c for kind, c in _CODES if isinstance(exc, kind)), ErrorCode.INTERNAL)
         return error(number, code, str(exc), texts.parts(exc))
     try:
         return codec.frame(Type.RES, number, {"result": result})

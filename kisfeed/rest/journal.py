@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kisfeed.errors import LocalRefusal, StateError
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping
@@ -224,8 +225,12 @@ def _load(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
         raise StateError(f"{path}: {exc.strerror}") from exc
     except ValueError as exc:
         raise StateError(
-            f"{path} is damaged ({exc}). It says which orders were sent: check today's orders "
-            "at KIS, then move the file away"
+            Phrase(
+                "{path} is damaged ({why}). It says which orders were sent: check today's orders "
+                "at KIS, then move the file away",
+                path=str(path),
+                why=str(exc),
+            )
         ) from exc
     return records, end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,10 +14,13 @@ import trio
 
 from kisfeed import limits, schemas
 from kisfeed.errors import ConfigError
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import jsonschema
 
     from kisfeed.config import Environment
     from kisfeed.seams import Clock
@@ -48,7 +52,21 @@ def problems(user: object) -> list[tuple[str, str]]:
         rules, registry=registry, format_checker=jsonschema.FormatChecker()
     )
     found = sorted(validator.iter_errors(user), key=lambda e: [str(p) for p in e.absolute_path])
-    return [(".".join(str(p) for p in e.absolute_path) or "file", e.message) for e in found]
+    return [(".".join(str(p) for p in e.absolute_path) or "file", _complaint(e)) for e in found]
+
+
+def _complaint(error: jsonschema.ValidationError) -> str:
+    """What is wrong, in words that can be said in Korean too where it is a usual mistake."""
+    quoted = re.findall(r"'([^']*)'", error.message)
+    if error.validator == "required" and quoted:
+        return Phrase("{name} is missing", name=quoted[0])
+    if error.validator == "additionalProperties" and quoted:
+        return Phrase("unknown here: {names}", names=", ".join(quoted))
+    if error.validator == "type":
+        return Phrase(
+            "{value} is no {kind}", value=repr(error.instance), kind=str(error.validator_value)
+        )
+    return str(error.message)
 
 
 def read(file: Path) -> Mapping[str, Any]:
@@ -65,12 +83,12 @@ def read(file: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return shipped
     except (OSError, ValueError, RecursionError) as exc:
-        raise ConfigError((str(file), f"cannot be read: {exc}")) from exc
+        raise ConfigError((str(file), Phrase("cannot be read: {error}", error=str(exc)))) from exc
     wrong = problems(user)
     if not wrong:
         calls = schemas.load("kis/endpoints.json")["endpoints"]
         wrong = [
-            (f"spacing.{name}", "no such REST call; see kis/endpoints.json")
+            (f"spacing.{name}", Phrase("no such REST call; see kis/endpoints.json"))
             for name in user.get("spacing", {})
             if name not in calls
         ]
@@ -91,7 +109,14 @@ def resolve(file: Path, environment: Environment, day: dt.date) -> limits.Limits
         return limits.resolve(data, environment, day)
     except ValueError as exc:
         raise ConfigError(
-            (str(file), f"a rule has no candidate that is in force for {environment} on {day}")
+            (
+                str(file),
+                Phrase(
+                    "a rule has no candidate that is in force for {environment} on {day}",
+                    environment=str(environment),
+                    day=str(day),
+                ),
+            )
         ) from exc
 
 

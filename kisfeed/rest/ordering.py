@@ -17,6 +17,7 @@ from kisfeed.rest.halt import HaltSwitch
 from kisfeed.rest.journal import open_journal
 from kisfeed.rest.ordercalls import OrderCalls
 from kisfeed.rest.orders import OrderDesk
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -80,7 +81,7 @@ def open_ordering(
         yield Ordering(None, OrderCalls(None, reader, rules))
         return
     if account is None:
-        raise ConfigError(("credentials.account", "orders need it: 12345678-01"))
+        raise ConfigError(("credentials.account", Phrase("orders need it: 12345678-01")))
     paper = config.environment is Environment.PAPER
     caps = config.orders
     switch = HaltSwitch(folder, name)
@@ -105,4 +106,5 @@ def _account(config: Config) -> Account | None:
     try:
         return Account.parse(text)
     except ValueError as exc:
-        raise ConfigError(("credentials.account", str(exc))) from exc
+        text = Phrase("an account is 8 digits, a dash and 2 digits")
+        raise ConfigError(("credentials.account", text)) from exc

@@ -155,7 +155,7 @@ class OrderDesk:
             self._tell()
             return
         self._note("order_intended", order)
-        began, passed = self._clock.now(), False
+        began, passed, why = self._clock.now(), False, ""
 
         def check() -> None:
             nonlocal passed
@@ -171,8 +171,9 @@ class OrderDesk:
             self._book.not_sent(key, "halted", Phrase("ordering is halted"), self._at())
         except (NotSent, NoToken, LocalRefusal) as exc:
             late = self._clock.now() >= self._book.deadline(order)
+            why = str(exc)
             if passed:
-                self._book.doubt(key, str(exc), self._at())
+                self._book.doubt(key, Phrase("KIS gave no answer that can be read"), self._at())
             elif late:
                 text = Phrase("its time was up before it could be sent")
                 self._book.not_sent(key, "expired", text, self._at())
@@ -181,16 +182,17 @@ class OrderDesk:
         except KisRefused as exc:
             self._book.refused(key, exc.code, exc.text, self._at())
         except UnknownOutcome as exc:
+            why = str(exc)
             if passed:
-                self._book.doubt(key, str(exc), self._at())
+                self._book.doubt(key, Phrase("KIS gave no answer that can be read"), self._at())
             else:
                 self._book.not_sent(key, "not_sent", str(exc), self._at())
         else:
             self._take(key, answer)
         finally:
             self._switch.end_sending()
-        took_ms = round((self._clock.now() - began) * 1000, 1)
-        self._note(f"order_{self._book.orders[key].state}", self._book.orders[key], ms=took_ms)
+        order, took_ms = self._book.orders[key], round((self._clock.now() - began) * 1000, 1)
+        self._note(f"order_{order.state}", order, ms=took_ms, why=why)
         # What a caller was told is still so after a restart.
         await self._write()
         self._tell()
