@@ -680,7 +680,7 @@ async def _open_held(
             held.load(),
             started,
             calendar,
-            config.subscriptions.pinned,
+            _pinned(config),
             config.credentials.hts_id,
         )
         upstream = Upstream(
@@ -853,6 +853,14 @@ def _check_topics(config: Config, catalogue: Catalogue) -> None:
             problems.append((path, str(exc)))
     if problems:
         raise ConfigError(*problems)
+
+
+def _pinned(config: Config) -> tuple[str, ...]:
+    """Topics held whoever wants them: who orders has a session, so that fills are heard of."""
+    pinned, hts_id = config.subscriptions.pinned, config.credentials.hts_id
+    if not config.orders.enabled or not hts_id:
+        return pinned
+    return tuple(dict.fromkeys([*pinned, f"notice.krx.{hts_id}"]))
 
 
 def _mode(mode: Mode | str, hz: float) -> Mode:

@@ -429,6 +429,19 @@ async def test_a_fill_names_its_order_and_only_the_list_changes_it(
         assert (await b.show("a"))["filled_qty"] == 10
 
 
+async def test_a_fill_is_heard_of_though_no_program_subscribes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        await trio.sleep(15)
+        await b.buy("low", price=b.ask - 5_000)
+        await trio.sleep(70)
+        assert (await b.show("low"))["open_qty"] == 10
+        b.sim.simulator.brokerage.orders[0].price = b.ask + 1_000  # the market comes to it
+        await trio.sleep(12)
+        assert (await b.show("low"))["filled_qty"] == 10
+
+
 async def test_what_was_missed_while_away_is_told_once_as_recovered(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
