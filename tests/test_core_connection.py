@@ -946,6 +946,51 @@ def test_a_session_closed_on_purpose_after_its_lifetime_with_data_was_a_good_one
     assert c.status(now)["backoff_failures"] == 1, "its own end"
 
 
+def test_a_session_lent_before_it_opened_is_closed_after_its_lifetime() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.release(1800.0, now)
+    c.opened(1, now + 1)
+    c.acked(now + 1)
+    c.settled(now + 1)
+    c.data(now + 1)
+    assert c.next_deadline() == now + 61
+    out = c.timer(now + 61)
+    assert of(Close, out) == [Close(1, Reason.RELEASED, abort=False)]
+
+
+@pytest.mark.parametrize(("lived", "young"), [(59.9, 1), (60.0, 0)])
+def test_a_session_that_lived_a_minute_did_not_die_young(lived: float, young: int) -> None:
+    c = connection()
+    now = streaming(c, 0.0)
+    c.lost(1, Reason.LOST, now + lived)
+    assert c._breaker.young == young
+
+
+@pytest.mark.parametrize("heard", ["data", "pingpong"])
+def test_a_session_is_a_good_one_from_the_first_sign_of_life_after_its_minute_on(
+    heard: str,
+) -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(1, now)
+    c.acked(now)
+    listen = c.data if heard == "data" else c.pingpong
+    assert of(SaveHygiene, listen(now + 59)) == []
+    (saved,) = of(SaveHygiene, listen(now + 60))
+    assert saved.record.proved
+    assert of(SaveHygiene, listen(now + 61)) == []
+
+
+def test_who_is_heard_at_the_moment_of_the_doubt_is_not_dead() -> None:
+    c = connection()
+    now = streaming(c, 0.0) + 100
+    c.pingpong(now)
+    c.degraded(Reason.FEED_STALLED, now)
+    assert of(Close, c.timer(c.next_deadline())) == []
+    assert c.live
+
+
 def test_an_answer_that_says_nothing_new_is_not_written_down() -> None:
     c = connection()
     now = dialled(c, 0.0)

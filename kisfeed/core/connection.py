@@ -1095,7 +1095,6 @@ class Connection:
     def _cancel_close(self, session: _Session) -> None:
         session.close_at = math.inf
         session.close_reason = Reason.RESYNC
-        session.close_to_idle = False
 
     def _close_if_due(self, now: float, out: list[Output]) -> None:
         session = self._current()
