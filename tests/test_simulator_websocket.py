@@ -567,3 +567,22 @@ async def test_a_client_that_reads_nothing_is_cut_off_in_the_end(
         assert sim.exchange.open_sessions == []
         tally = sim.exchange.tallies[TRADE]
         assert tally.withheld_records > 10
+
+
+@pytest.mark.parametrize("turns", range(1, 10))
+async def test_what_is_still_sent_to_a_client_that_was_cut_off_harms_nobody(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(websocket, "MAX_BACKLOG", 10_000)
+    async with open_memory_simulator(Options(rate_hz=1.0)) as sim, open_wire(sim) as wire:
+        await wire.subscribe(TRADE)
+        sim.inject(Kind.SILENCE)
+        # So many turns of the scheduler apart, to meet the one in which the line is just over.
+        for _ in range(60):
+            sim.inject(Fault(Kind.BURST, count=1))
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+        await trio.sleep(10)
+        assert [line.code for line in sim.exchange.history if line.what is Happening.CLOSED] == [
+            "unclean"
+        ]

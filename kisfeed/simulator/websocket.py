@@ -246,7 +246,11 @@ class Client:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    await self._serve(nursery)
+                    try:
+                        await self._serve(nursery)
+                    finally:
+                        # What is still queued may ask for an end of its own; this one is enough.
+                        self._nursery = None
                     nursery.cancel_scope.cancel()
             except* (
                 ConnectionClosed,
@@ -258,7 +262,6 @@ class Client:
                 # A client may go at any moment and in any way.
                 pass
         finally:
-            self._nursery = None
             clean = self._line.close_seen or self._closed_by_us
             self._exchange.disconnect(self.session, now(), clean=clean)
             self._forget_queue()
