@@ -77,6 +77,8 @@ async def test_the_promised_names_are_there_with_their_labels(
     assert value(found, "kis_ws_reconnect_attempts_5m") == 1
     assert value(found, "kis_breaker_open", breaker="session") == 0
     assert value(found, "kis_rest_queue", priority="order") == 0
+    assert value(found, "kis_quotes_queue", kind="quotes") == 0
+    assert value(found, "kis_orders_queue") == 0
     assert value(asked, "kis_rest_latency_ms_count", endpoint="inquire_price") == 3
 
 

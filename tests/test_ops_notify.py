@@ -181,7 +181,9 @@ async def test_a_command_gets_the_message_on_its_standard_input(tmp_path: Path) 
     assert json.loads(out.read_text())["trouble"] == "drift"
 
 
-async def test_a_command_that_is_not_there_is_counted(autojump_clock: MockClock) -> None:
+async def test_a_command_that_is_not_there_is_counted_and_logged(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     told = Told()
     told.status = DRIFT
     notifier = told.notifier(Notify(command=("/nowhere/nothing",)))
@@ -190,6 +192,7 @@ async def test_a_command_that_is_not_there_is_counted(autojump_clock: MockClock)
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert (notifier.told, notifier.lost) == (0, 1)
+    assert [r.getMessage() for r in caplog.records] == ["notify_failed"]
 
 
 async def test_nobody_to_tell_costs_nothing(autojump_clock: MockClock) -> None:

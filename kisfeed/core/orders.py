@@ -329,6 +329,10 @@ class Book:
 
     # The queue.
 
+    def waiting(self) -> int:
+        """Orders whose turn has not come."""
+        return len(self._queue)
+
     def next_deadline(self) -> float:
         """When the next waiting order expires; infinity for none."""
         waiting = (self._deadlines[key] for *_, key in self._queue)

@@ -79,6 +79,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """What Prometheus's client asks a collector for."""
         yield from self._rest()
+        yield from self._quotes()
         yield from self._tokens()
         yield from self._session()
         yield from self._breakers()
@@ -124,6 +125,21 @@ class Metrics:
             "The limits in force",
             {"limit_version": kis.limits.version, "shadow": str(kis.gate.shadow).lower()},
         )
+
+    def _quotes(self) -> Iterator[Metric]:
+        status: Any = self._feed.status()["quotes"]
+        asked = CounterMetricFamily(
+            "kis_quotes_total", "Questions about symbols, and calls made for them", labels=["what"]
+        )
+        for what, count in status["counts"].items():
+            asked.add_metric([what], count)
+        yield asked
+        queue = GaugeMetricFamily(
+            "kis_quotes_queue", "Symbols that wait for a call", labels=["kind"]
+        )
+        for kind, waiting in status["waiting"].items():
+            queue.add_metric([kind], waiting)
+        yield queue
 
     def _tokens(self) -> Iterator[Metric]:
         tokens = self._feed.rest.tokens
@@ -178,6 +194,7 @@ class Metrics:
             "Orders whose outcome is not known",
             len(status.get("in_doubt", ())),
         )
+        yield _gauge("kis_orders_queue", "Orders whose turn has not come", status.get("waiting", 0))
         yield _gauge("kis_orders_halted", "Orders are halted", int(bool(status.get("halted"))))
 
 

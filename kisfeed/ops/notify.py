@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from kisfeed.seams import Clock
 
     Post = Callable[[str, bytes], Awaitable[None]]
+
+_log: Final = logging.getLogger(__name__)
 
 LOOK_S: Final = 5.0
 _WAITING: Final = 32
@@ -119,14 +122,16 @@ class Notifier:
 
     async def _deliver_all(self, messages: trio.MemoryReceiveChannel[bytes]) -> None:
         async for message in messages:
-            done = False
+            done, why = False, "timeout"
             with trio.move_on_after(self._rules.timeout_s):
                 try:
                     await self._deliver(message)
                     done = True
-                except (OSError, subprocess.SubprocessError):
-                    pass  # counted below: nobody is there to be told that telling failed
+                except (OSError, subprocess.SubprocessError) as exc:
+                    why = type(exc).__name__  # its text may hold the address, which is a secret
             self.told, self.lost = self.told + done, self.lost + (not done)
+            if not done:
+                _log.warning("notify_failed", extra={"why": why, "lost": self.lost})
 
     async def _deliver(self, message: bytes) -> None:
         if self._rules.post:

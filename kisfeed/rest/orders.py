@@ -493,6 +493,7 @@ class OrderDesk:
         today = self.of_day()
         return {
             "halted": None if halted is None else halted.to_map(),
+            "waiting": self._book.waiting(),
             "today": len(today),
             "open": sum(1 for o in today if o.numbers and o.open_qty != 0),
             "in_doubt": [o.id for o in self._book.doubtful()],
