@@ -84,3 +84,19 @@ def test_the_slot_that_is_kept_for_a_notice_is_nobody_elses() -> None:
     world.up().want(*keys(1, 2)).run(1.0)
     assert world.held == [key(1)]
     assert world.regs.crowded_out(world.now) == [key(2)]
+
+
+def test_whose_slot_is_being_emptied_is_not_told() -> None:
+    world = World(cap=1).up()
+    world.want(key(1)).run(100.0).want(key(2))
+    assert world.regs.state(key(1)) is State.RELEASING
+    assert world.regs.crowded_out(world.now) == []
+
+
+def test_several_newcomers_past_everybodys_dwell_are_not_told_and_the_one_too_many_is() -> None:
+    world = World(cap=2).up()
+    world.want(*keys(1, 2)).run(100.0).want(*keys(3, 4))
+    assert world.regs.crowded_out(world.now) == []
+    world = World(cap=2).up()
+    world.want(*keys(1, 2)).run(100.0).want(*keys(3, 5))
+    assert len(world.regs.crowded_out(world.now)) == 1

@@ -599,6 +599,13 @@ def test_an_evicted_topic_is_promoted_when_a_slot_is_free_and_not_before() -> No
     assert key(2) in world.held, "lazy release"
 
 
+def test_who_left_meanwhile_is_not_promoted() -> None:
+    world = World(cap=1).up().want(key(1)).run(100.0).want(key(2)).run(1.0)
+    assert world.held == [key(2)]
+    world.leave(key(1)).run(700.0).want(key(1)).run(1.0)
+    assert world.told[-1] == Held(key(1))
+
+
 def test_interest_that_is_new_again_takes_a_slot() -> None:
     world = full().want(key(50)).run(1.0)
     world.leave(key(1)).run(600.0)
@@ -741,9 +748,10 @@ def test_a_silent_unsubscribe_ends_in_one_resync() -> None:
     assert world.held == [key(2)]
 
 
-def test_a_refused_unsubscribe_ends_in_one_resync() -> None:
+@pytest.mark.parametrize("meaning", [Meaning.TRANSIENT, Meaning.PERMANENT])
+def test_a_refused_unsubscribe_ends_in_one_resync(meaning: Meaning) -> None:
     world = World(cap=1, resync_s=1e9).want(key(1)).up().run(100.0)
-    world.faults = [(Fault.NACK, Meaning.TRANSIENT)] * 9
+    world.faults = [(Fault.NACK, meaning)] * 9
     world.want(key(2)).run(50.0)
     assert world.all_told(Resync) == [Resync(ResyncReason.UNSUBSCRIBE_REFUSED)]
     assert len(world.all_told(Unsubscribe)) == 3
@@ -940,6 +948,18 @@ def test_the_pauses_before_a_server_without_a_slot_begin_anew_in_a_new_session()
     first = len(world.server.sent_at)
     world.run(200.0)
     gaps = [round(b - a) for a, b in itertools.pairwise(world.server.sent_at[first - 1 :])]
+    assert gaps == [30, 60]
+
+
+def test_the_pauses_before_a_server_without_a_slot_begin_anew_once_it_gave_one() -> None:
+    world = World(41, 0).want(key(1)).up().run(20.0)
+    world.server.cap = 1
+    world.run(100.0)
+    assert world.held == [key(1)]
+    world.server.cap = 0
+    first = len(world.server.sent_at) + 1
+    world.want(key(2)).run(100.0)
+    gaps = [round(b - a) for a, b in itertools.pairwise(world.server.sent_at[first:])]
     assert gaps == [30, 60]
 
 
