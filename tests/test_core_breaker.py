@@ -180,6 +180,16 @@ def test_an_order_that_is_used_up_by_another_session_counts_no_longer() -> None:
     assert breaker.until == 611.0
 
 
+def test_another_session_in_the_trial_costs_the_pause_there_was() -> None:
+    breaker = _tripped()
+    breaker.dialled(600.0)
+    breaker.died_young(600.0)
+    assert breaker.record(600.0).open_s == 0.0
+    breaker.dialled(1800.0)
+    breaker.in_use(1801.0, young=True)
+    assert breaker.until == 1801.0 + 1200
+
+
 def test_a_closed_breaker_writes_that_it_owes_nothing() -> None:
     nothing = {
         "phase": "closed",

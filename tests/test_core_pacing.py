@@ -354,6 +354,20 @@ def test_a_malformed_record_is_a_value_error(junk: Any) -> None:
         Hygiene.from_map(junk)
 
 
+def test_an_appkey_never_used_has_nothing_written_of_it() -> None:
+    assert Hygiene().to_map() == {
+        "dials": [],
+        "dialling": False,
+        "open": False,
+        "proved": False,
+        "unclosed_s": None,
+        "in_use": 0,
+        "in_use_s": 0.0,
+        "hold_s": None,
+        "breaker": BreakerRecord().to_map(),
+    }
+
+
 def test_more_dials_than_anybody_makes_were_not_written_by_us() -> None:
     good = Hygiene().to_map()
     assert len(Hygiene.from_map({**good, "dials": [1.0] * 10_000}).dials) == 10_000
