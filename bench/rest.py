@@ -89,6 +89,16 @@ def price(feed: Feed, number: int = 5930) -> Call:
     return feed.rest.endpoints.call("inquire_price", values)
 
 
+def balance(feed: Feed) -> Call:
+    values = {"CANO": ACCOUNT[:8], "ACNT_PRDT_CD": ACCOUNT[9:]}
+    return feed.rest.endpoints.call("inquire_balance", values)
+
+
+def buy(feed: Feed) -> Call:
+    values = {"CANO": ACCOUNT[:8], "PDNO": "005930"}
+    return feed.rest.endpoints.call("order_cash_buy", values)
+
+
 @attrs.define
 class Found:
     """What KIS saw and what the callers saw."""
@@ -250,13 +260,10 @@ async def everything_told(folder: Path) -> Told:
         feed.subscribe("trade.krx.005930")
         await trio.sleep(30)
         kis = feed.rest
-        balance = kis.endpoints.call(
-            "inquire_balance", {"CANO": ACCOUNT[:8], "ACNT_PRDT_CD": ACCOUNT[9:]}
-        )
-        order = kis.endpoints.call("order_cash_buy", {"CANO": ACCOUNT[:8], "PDNO": "005930"})
+        order = buy(feed)
         for kind in ("rest_down", "tokens_invalid", "token_expired", "rate_limited", "token_down"):
             sim.inject(Fault(Kind(kind), lasts=None if kind == "tokens_invalid" else 90.0))
-            for call in (price(feed), balance):
+            for call in (price(feed), balance(feed)):
                 try:
                     await kis.call(call)
                 except KisfeedError as exc:
@@ -274,11 +281,12 @@ async def everything_told(folder: Path) -> Told:
         found.told.append(repr(attrs.asdict(feed.config, recurse=False)))
         token: Any = kis.tokens.current()
         found.told += [repr(token), " ".join(sys.argv), repr(dict(os.environ))]
-    _read_back(folder, found)
+    read_back(folder, found)
     return found
 
 
-def _read_back(folder: Path, found: Told) -> None:
+def read_back(folder: Path, found: Told) -> None:
+    """Add what was written to the state folder, and the keys that are in its key files."""
     for path in sorted(folder.iterdir()):
         found.told.append(path.name)
         if path.name.endswith((".token.json", ".approval.json")):

@@ -6,14 +6,21 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock
 
 from bench import rest
+from kisfeed import open_feed
+from kisfeed.config import Endpoints
+from kisfeed.errors import KisfeedError
+from kisfeed.kfp.events import Trade
+from kisfeed.testing import Options, Rules, open_simulator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,3 +86,31 @@ def test_no_secret_is_in_anything_written(
     for canary in found.canaries:
         for text in found.told:
             assert canary not in text
+
+
+async def test_nor_in_what_httpx_and_others_log_for_a_program_that_logs_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On real sockets: in process httpx and its parts have nothing to say."""
+    caplog.set_level(logging.DEBUG)
+    async with open_simulator(Options(rules=Rules(token_gap_s=0.0))) as sim:
+        config = attrs.evolve(
+            rest.config_for(tmp_path), endpoints=Endpoints(sim.rest_url, sim.ws_url)
+        )
+        async with open_feed(config) as feed:
+            kis, channel = feed.rest, feed.subscribe("trade.krx.005930")
+            await kis.call(rest.price(feed))
+            await kis.call(rest.balance(feed))
+            with suppress(KisfeedError):
+                until = trio.current_time() + 5
+                await kis.post_once(rest.buy(feed), until=until, check=lambda: None)
+            async for event in channel:
+                if isinstance(event, Trade):
+                    break
+    told = [caplog.text, *(repr(record.__dict__) for record in caplog.records)]
+    assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
+    canaries = rest.Told([rest.APPKEY, rest.APPSECRET, rest.ACCOUNT, rest.ACCOUNT[:8]])
+    rest.read_back(tmp_path, canaries)
+    assert len(canaries.canaries) == 6
+    for canary in canaries.canaries:
+        assert not any(canary in text for text in told), canary[:6]
