@@ -154,8 +154,8 @@ def settled(seen: Seen, _: Limits) -> Finding:
         elif (
             order["state"] == OrderState.HUMAN
             and name in alone
-            and taken.get(terms[name])
             and _true_clock(run)
+            and any(f"{o.time:%Y%m%d}" == order["day"] for o in taken.get(terms[name], ()))
         ):
             faults.append(f"{name} was left to a person, and the list shows it")
     return Finding(

@@ -93,6 +93,19 @@ KINDS: Final = tuple(str(t) for t in Trouble if t not in _ORDERING) + tuple(
 )
 """All others."""
 
+_FAMILIES: Final = (
+    (
+        *("reset", "cut_up", "cut_down", "kis.cut", "kis.drop", "kis.close", "kis.accept_close"),
+        *("kis.refuse", "kis.hang", "dial_refused", "dial_hang", "dial_mute"),
+    ),
+    (
+        *("kis.ack_lost", "kis.ack_late", "kis.ack_twice", "kis.ack_wrong_key", "kis.nack"),
+        *("kis.stray_ack", "kis.cap", "kis.drop_key", "churn", "retune", "storm"),
+    ),
+    ("kis.burst", "kis.withhold", "kis.cut", "churn", "storm", "stall", "hang_up", "hostile"),
+)
+"""Kinds that make each other worse: sessions that die, answers that mislead, slow programs."""
+
 CODES: Final = (
     "OPSP0007",
     "OPSP0008",
@@ -243,8 +256,12 @@ def draw(seed: int, horizon: float = HORIZON_S) -> Case:
         debug=rng.random() < 0.05,
         orders=rng.random() < 0.25,
     )
-    liking = rng.sample(KINDS, rng.choice([1, 2, 4, 8, 16, len(KINDS)]))
-    pause = rng.choice([5.0, 20.0, 60.0])
+    if rng.random() < 0.3:
+        family = rng.choice(_FAMILIES)
+        liking = rng.sample(family, rng.randint(2, len(family)))
+    else:
+        liking = rng.sample(KINDS, rng.choice([1, 2, 4, 8, 16, len(KINDS)]))
+    pause = rng.choice([1.0, 5.0, 20.0] if scale > 1 else [5.0, 20.0, 60.0])
     ends = horizon - rng.uniform(1.0, 20.0)
     steps = _steps(rng, liking, pause, ends, scale)
     if setup.orders:

@@ -150,15 +150,23 @@ class Trader:
         """Wait until nothing is under way or unknown, and note what became of each order."""
         began = trio.current_time()
         while True:
-            for name in dict.fromkeys(asked.id for asked in self.asked):
+            for name in self._unsettled():
                 found = await self._call("order.show", client_order_id=name)
                 if "state" in found:
                     self.final[name] = found
             self.in_doubt_s = trio.current_time() - began
-            settling = any(order["state"] in _SETTLING for order in self.final.values())
+            settling = any(name in self.final for name in self._unsettled())
             if not settling or self.in_doubt_s > within:
                 return
             await trio.sleep(_LOOK_S)
+
+    def _unsettled(self) -> list[str]:
+        """Ids of which the end is not known."""
+        return [
+            name
+            for name in dict.fromkeys(asked.id for asked in self.asked)
+            if name not in self.final or self.final[name]["state"] in _SETTLING
+        ]
 
     # What the daemon sends.
 
