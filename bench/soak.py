@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BUSY_OPEN: Final = 1_000  # trades a second on a full session: what a busy open is taken to be
 SYMBOLS: Final = tuple(f"{number:06}" for number in range(100_010, 100_410, 10))
 RECORDS: Final = 2.5  # the simulator's mean of a frame
+BURST: Final = 12  # and of one frame of a burst
+BURST_S: Final = 0.05
 ENDS: Final = {"daemon_killed", "daemon_loop", "daemon_ended", "daemon_ended_young"}
 KINDS: Final = [kind for kind in hardships.KINDS if kind not in ENDS]
 EVERY_S: Final = 2.0
@@ -101,6 +103,26 @@ async def watch(scene: Scene, samples: Samples) -> None:
         await trio.sleep(EVERY_S)
 
 
+@attrs.define(eq=False)
+class Storm:
+    """What is traded beyond a busy open comes in bursts on every symbol, while it is on."""
+
+    trades: float
+    on: bool = True
+
+    async def run(self, scene: Scene) -> None:
+        due, before = 0.0, trio.current_time()
+        while True:
+            await trio.sleep(BURST_S)
+            now = trio.current_time()
+            # What a busy machine did not get to is made up for, within reason.
+            due += min(now - before, 20 * BURST_S) * self.trades / BURST / len(SYMBOLS)
+            before = now
+            if self.on and due >= 1:
+                await scene.ask({"kind": "burst", "count": int(due)})
+                due %= 1
+
+
 def cpu_s(scene: Scene) -> float:
     assert scene.daemon is not None
     stat = Path(f"/proc/{scene.daemon.process.pid}/stat").read_text().rpartition(") ")[2].split()
@@ -110,15 +132,16 @@ def cpu_s(scene: Scene) -> float:
 async def soak(minutes: float, trades: float, seed: int) -> int:
     console = Console(stderr=True, soft_wrap=True)
     kinds: collections.Counter[str] = collections.Counter()
-    samples = Samples()
+    samples, storm = Samples(), Storm(max(trades - BUSY_OPEN, 0.0))
     opened = hardships.open_scene(
         seed,
-        rate_hz=trades / RECORDS / len(SYMBOLS),
+        rate_hz=min(trades, BUSY_OPEN) / RECORDS / len(SYMBOLS),
         symbols={"stream": SYMBOLS[:4], "sync": SYMBOLS[:4], "raw": SYMBOLS},
         log_level="info",
     )
     async with opened as scene, trio.open_nursery() as nursery:
         nursery.start_soon(watch, scene, samples)
+        nursery.start_soon(storm.run, scene)
         began, cpu = trio.current_time(), cpu_s(scene)
         records = (await scene.ask({}))["records"]
         for blows in hardships.rounds(seed, KINDS):
@@ -126,16 +149,22 @@ async def soak(minutes: float, trades: float, seed: int) -> int:
             if now > began + minutes * 60:
                 break
             kinds.update(blow.kind for blow in blows)
-            faults = await hardships.play(scene, blows)
+            known = len(scene.faults)
+            await scene.suffer(blows)
+            await scene.heal()
+            storm.on = False
+            await scene.close()
+            storm.on = True
             console.print(
                 f"{trio.current_time() - began:6.0f} s  {samples.newest()}  "
                 + ", ".join(blow.kind for blow in blows)
             )
-            for fault in faults:
+            for fault in scene.faults[known:]:
                 console.print(f"    [bold red]{fault}")
             await trio.sleep_until(now + ROUND_S)
         took, used = trio.current_time() - began, cpu_s(scene) - cpu
         records = (await scene.ask({}))["records"] - records
+        storm.on = False
         nursery.cancel_scope.cancel()
     table = Table(title=f"{took / 60:.1f} minutes, {sum(kinds.values())} hardships")
     for title in ("what", "begin", "end", "slope in an hour", "bound", ""):

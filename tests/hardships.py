@@ -37,6 +37,7 @@ WINDOWS: Final = ((60.0, 3), (3600.0, 12), (86_400.0, 60))
 _DRIFT_S: Final = 0.03  # between a dial in one process and its accept in another
 _EXIT_S: Final = 5.0
 _HEAL_S: Final = 90.0
+_READY_S: Final = 60.0  # a busy machine may take its time
 
 
 @attrs.define(eq=False)
@@ -201,24 +202,36 @@ class Scene:
     exits_s: list[float] = attrs.field(factory=list)
     gone: list[Ledger] = attrs.field(factory=list)
     counts: dict[str, Any] = attrs.field(factory=dict)
+    _asking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _answers: list[dict[str, Any]] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.sim.hear = self._answers.append
 
     # What runs
 
     async def ask(self, line: dict[str, Any]) -> dict[str, Any]:
         """Tell the simulator; returns its counters."""
         assert self.sim.process.stdin is not None
-        number = len(self.sim.said) + 1
-        await self.sim.process.stdin.send_all(json.dumps(line).encode() + b"\n")
-        self.counts = (await self.sim.says(number))[-1]
-        assert self.counts["type"] == "counts", self.counts
-        return self.counts
+        async with self._asking:
+            try:
+                await self.sim.process.stdin.send_all(json.dumps(line).encode() + b"\n")
+            except trio.BrokenResourceError:
+                raise AssertionError(f"the simulator ended: {self.sim.talk}") from None
+            await self.sim.until(lambda _: self._answers)
+            self.counts = self._answers.pop()
+            assert self.counts["type"] == "counts", self.counts
+            return self.counts
 
     async def serve(self) -> None:
         """Start the daemon; whatever the last one left behind, clients must be able to connect."""
         daemon = self.daemon = await self._start_daemon()
-        await daemon.until(lambda d: d.of("ready") or d.of("error"))
-        if not daemon.of("ready"):
-            raise AssertionError(f"the daemon did not start again: {daemon.said}")
+        try:
+            await daemon.until(lambda d: d.of("ready"), _READY_S)
+        except AssertionError:
+            daemon.process.send_signal(signal.SIGABRT)  # it says where it is
+            await daemon.ends()
+            raise AssertionError(f"no daemon: {daemon.said} {daemon.talk[-4000:]}") from None
 
     async def _start_daemon(self) -> Program:
         return await self.place.kisfeed(
@@ -506,7 +519,7 @@ async def open_scene(
     """
     rng = random.Random(seed)
     topics = {kind: tuple(f"trade.krx.{s}" for s in symbols[kind]) for kind in READERS}
-    async with open_place() as place:
+    async with open_place(PYTHONFAULTHANDLER="1") as place:
         sim = await place.kisfeed(
             "sim", "--json", "--control", "--seed", str(seed), "--rate", str(rate_hz),
             "--hold", str(18.0 / SCALE),

@@ -191,7 +191,7 @@ ws = "{simulator.ws_url}"
 
 
 @contextlib.asynccontextmanager
-async def open_place() -> AsyncGenerator[Place]:
+async def open_place(**environment: str) -> AsyncGenerator[Place]:
     # The path of a Unix socket has hardly more than a hundred bytes.
     with tempfile.TemporaryDirectory(prefix="kf-", dir="/tmp") as name:
         folder = Path(name)
@@ -204,6 +204,7 @@ async def open_place() -> AsyncGenerator[Place]:
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CONFIG_HOME": str(folder / "config"),
             "KISFEED_LANG": "en",
+            **environment,
         }
         async with trio.open_nursery() as nursery:
             place = Place(folder, nursery, environ)
