@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from kisfeed.config import Session
+from kisfeed.core import engine
 from kisfeed.core.connection import Close, Reason, State
 from kisfeed.core.engine import Count, SendRegistration, SendText
 from kisfeed.core.subscriptions import SubResult, SubSpec
@@ -730,3 +731,139 @@ def test_a_suspended_machine_doubts_its_session() -> None:
     bench.settle()
     assert bench.sent[-1] == (True, KEY)  # probed, and answered
     assert bench.engine.connection.state is State.STREAMING
+
+
+def told(bench: Bench, what: str) -> list[dict[str, object]]:
+    return [entry for entry in bench.engine.history if entry["event"] == what]
+
+
+def test_what_came_is_counted_by_kind() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    counts = bench.engine.counts
+    before = counts[Count.FRAMES], counts[Count.RECORDS], counts[Count.ACKS]
+    one, two = server.data_frame("H0STCNT0", [trade(10)]), [trade(20), trade(30)]
+    bench.frames(one, server.data_frame("H0STCNT0", two))
+    bench.ack(KEY, server.SUBSCRIBED)
+    after = counts[Count.FRAMES], counts[Count.RECORDS], counts[Count.ACKS]
+    assert after == (before[0] + 3, before[1] + 3, before[2] + 1)
+
+
+def test_the_history_tells_states_and_refusals_in_plain_values() -> None:
+    bench = Bench()
+    bench.answers[KEY] = server.OVER_CAP
+    bench.subscribe(TRADE)
+    (refused, *_) = told(bench, "refused")
+    assert (refused["tr_id"], refused["tr_key"], refused["msg_cd"]) == (*KEY, server.OVER_CAP)
+    (first, *_) = told(bench, "state")
+    assert (first["old"], first["new"], first["epoch"]) == ("IDLE", "CONNECTING", 0)
+    assert isinstance(first["epoch"], int)
+    bench.engine.suspended(2.5, bench.at())
+    assert told(bench, "suspended")[0]["seconds"] == 2.5
+    assert bench.engine.take_log()[-1] == bench.engine.history[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (True, True),
+        (3, 3),
+        (2.5, 2.5),
+        (None, None),
+        (float("inf"), None),
+        (float("nan"), None),
+        ((1, State.IDLE, [None]), [1, "IDLE", [None]]),
+        (Reason.RESYNC, str(Reason.RESYNC)),
+    ],
+)
+def test_details_of_an_event_are_json(value: object, plain: object) -> None:
+    found = engine._plain(value)
+    assert found == plain
+    assert type(found) is type(plain)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "code"),
+    [
+        (State.IDLE, Reason.STOPPED, Code.SESSION_CLOSED),
+        (State.IDLE, Reason.BREAKER, Code.SESSION_CLOSED),
+        (State.CONNECTING, Reason.RETRY, Code.PENDING),
+        (State.CONNECTING, Reason.BREAKER, Code.PENDING),
+        (State.AUTHENTICATED, Reason.OPENED, Code.PENDING),
+        (State.SUBSCRIBED, Reason.SETTLED, Code.NONE),
+        (State.STREAMING, Reason.DATA, Code.NONE),
+        (State.STREAMING, Reason.IN_USE, Code.NONE),
+        (State.DEGRADED, Reason.LINK_SILENT, Code.RESYNCING),
+        (State.RECONNECT_BACKOFF, Reason.BREAKER, Code.PARKED),
+        (State.RECONNECT_BACKOFF, Reason.BUDGET, Code.PARKED),
+        (State.RECONNECT_BACKOFF, Reason.IN_USE, Code.IN_USE),
+        (State.RECONNECT_BACKOFF, Reason.LOST, Code.UPSTREAM_DOWN),
+    ],
+)
+def test_what_programs_are_told_of_a_state(state: State, reason: Reason, code: Code) -> None:
+    assert engine._session_code(state, reason) is code
+
+
+def verdict(bench: Bench) -> object:
+    found = bench.engine.liveness.status(bench.now)["feeds"]
+    assert isinstance(found, dict)
+    return found["H0STCNT0.005930"]["verdict"]
+
+
+def test_a_halt_is_read_from_the_rows_and_so_is_its_end() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(10))
+    assert verdict(bench) == "ok"
+    bench.rows(trade(20, TRHT_YN="Y"))
+    assert verdict(bench) == "halted"
+    bench.wait(300.0)
+    assert told(bench, "feed_stalled") == []
+    bench.rows(trade(30))
+    assert verdict(bench) == "ok"
+
+
+def test_a_topic_that_lost_its_slot_is_not_called_stalled() -> None:
+    bench = Bench(cap=1)
+    bench.subscribe(TRADE)
+    bench.wait(100.0)
+    stalls = len(told(bench, "feed_stalled"))
+    bench.subscribe(BOOK, prio=5)
+    bench.wait(2.0)
+    assert bench.sent[-1] == (True, ("H0STASP0", "005930"))
+    feeds = bench.engine.liveness.status(bench.now)["feeds"]
+    assert isinstance(feeds, dict)
+    assert list(feeds) == ["H0STASP0.005930"]
+    assert len(told(bench, "feed_stalled")) == stalls
+
+
+def test_who_waited_for_a_slot_is_told_when_one_is_coming() -> None:
+    bench = Bench(cap=1)
+    first = bench.subscribe(TRADE)
+    second = bench.subscribe(BOOK)
+    assert statuses(bench.take(second), BOOK)[-1].code is Code.OVER_LIMIT
+    bench.wait(120.0)
+    bench.take(second)
+    bench.engine.unsubscribe(first, None, bench.at())
+    assert statuses(bench.take(second), BOOK)[0].code is Code.PENDING
+    bench.settle()
+    assert statuses(bench.take(second), BOOK)[-1].data is Data.OK
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_topic_given_up_without_data_and_taken_again_is_a_loop(*, quiet: bool) -> None:
+    bench = Bench(cap=1)
+    mine, other = bench.subscribe(TRADE), bench.subscriber()
+    if not quiet:
+        bench.rows(trade(10))
+    bench.wait(100.0)
+    bench.engine.unsubscribe(mine, None, bench.at())
+    bench.engine.subscribe(other, [SubSpec(BOOK)], bench.at())
+    bench.wait(700.0)
+    bench.engine.unsubscribe(other, None, bench.at())
+    bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
+    bench.settle()
+    assert bench.sent[-1] == (True, KEY)
+    breaker = bench.engine.connection.status(bench.now)["breaker"]
+    assert isinstance(breaker, dict)
+    assert breaker["barren_loops"] == int(quiet)

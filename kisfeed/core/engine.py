@@ -257,8 +257,7 @@ class Engine:
         for name in self._pinned:
             stream = self._topics.named(name, at.wall_ns)
             self.interest.pin(stream.topic.key, at.now)
-        if self._pinned:
-            self._interest_changed(at)
+        self._interest_changed(at)
 
     def stop(self, at: Instant) -> None:
         """The process ends: close what stands."""
@@ -826,8 +825,7 @@ class Engine:
     ) -> list[int]:
         """End interest in *sids* (all of them for None); returns those that were subscribed."""
         ended = self.subscriptions.leave(subscriber, sids, at)
-        if ended:
-            self._interest_changed(at)
+        self._interest_changed(at)
         return ended
 
     def retune(
