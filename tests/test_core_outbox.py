@@ -299,11 +299,24 @@ def test_moved_entries_do_not_pile_up() -> None:
     assert len(box._queue) < 20_200
 
 
+def test_nor_do_those_of_many_topics() -> None:
+    box = outbox(1 << 20)
+    for sid in range(50):
+        box.open(sid, Mode.LATEST, 0, 0, trades=True)
+    for sseq in range(1, 500):
+        for sid in range(50):
+            box.tick(sid, sseq, Row(sid, sseq, 10), 0.0)
+        box.control(Word(0, 0), 0.0)
+    assert len(box._queue) < 2 * (500 + 50) + 66
+    assert len(box.take(0.0, 1 << 20)) == 499 + 50
+    assert box._void == 0
+
+
 def test_control_items_are_never_dropped_by_age() -> None:
     box = outbox()
     box.control(Word(0, 10), 0.0)
     box.notice(Word(1, 10), 0.0)
-    assert box.age_ms(3600.0) == 3_600_000
+    assert [box.age_ms(now) for now in (-1.0, 0.0, 3600.0)] == [0, 0, 3_600_000]
     assert box.take(3600.0) == [Word(0, 10), Word(1, 10)]
 
 
@@ -336,6 +349,21 @@ def test_notices_have_a_bound_of_their_own() -> None:
 def test_take_stops_at_the_item_that_reaches_the_bound() -> None:
     box = filled(Mode.ALL, 10)
     assert [len(box.take(0.0, 250)) for _ in range(5)] == [3, 3, 3, 1, 0]
+    assert [len(filled(Mode.ALL, 10).take(0.0, most)) for most in (199, 200, 201)] == [2, 2, 3]
+    for size, expected in ((300, [2, 1]), (500, [1, 1, 1])):
+        box = outbox()
+        box.control(Word(0, size), 0.0)
+        box.notice(Word(1, size), 0.0)
+        box.control(Word(2, size), 0.0)
+        assert [len(box.take(0.0, 500)) for _ in expected] == expected
+
+
+def test_a_take_is_64_kib_unless_told() -> None:
+    box = outbox(1 << 20)
+    box.open(7, Mode.ALL, 0, 0, trades=True)
+    for sseq in range(1, 5):
+        box.tick(7, sseq, Row(7, sseq, 32_768), 0.0)
+    assert [len(box.take(0.0)) for _ in range(2)] == [2, 2]
 
 
 def test_closing_delivers_what_is_queued_and_leaves_nothing() -> None:
@@ -345,6 +373,45 @@ def test_closing_delivers_what_is_queued_and_leaves_nothing() -> None:
     assert box.take(0.0) == [Row(7, 1, 100), Row(7, 2, 100), Word(0, 10)]
     box.close(7)
     assert box.take(0.0) == []
+    box.open(7, Mode.ALL, 0, 2, trades=True)
+    box.close(7)
+    assert (box.ready, box.next_due()) == (False, math.inf), "nothing has to be settled"
+
+
+def test_closing_delivers_the_ticks_of_a_run() -> None:
+    box = outbox()
+    box.open(1, Mode.ALL, 0, 0, trades=True)
+    box.open(2, Mode.ALL, 0, 0, trades=True)
+    rows = [Row(1, 1, 10), Row(2, 1, 10), Row(1, 2, 10)]
+    ticks: list[Tick[Item]] = [(row.sid, row.sseq, row, 0.0) for row in rows]
+    for run in runs(ticks, size_of, None):
+        box.put_run(run)
+    box.close(1)
+    box.open(1, Mode.ALL, 0, 7, trades=True)
+    box.tick(1, 8, Row(1, 8, 10), 0.0)
+    assert box.take(0.0) == [*rows, Row(1, 8, 10)]
+    assert box.queued_bytes == 0
+
+
+def test_what_hz_held_back_goes_at_once_when_it_is_closed_and_only_once() -> None:
+    box = outbox()
+    box.open(7, Mode.HZ, 0.5, 0, trades=True)
+    box.tick(7, 1, Row(7, 1, 10), 0.0)
+    box.take(0.0)
+    box.tick(7, 2, Row(7, 2, 10), 0.1)
+    box.close(7)
+    assert box.take(0.2) == [Row(7, 2, 10)]
+    assert box.take(2.0) == []
+    assert not box.ready
+
+
+def test_what_was_shed_is_told_in_the_take_that_empties_it() -> None:
+    box = outbox(100)
+    for sid in (1, 2):
+        box.open(sid, Mode.ALL, 0, 0, trades=True)
+        box.tick(sid, 1, Row(sid, 1, 100), 0.0)
+    assert box.take(0.0) == [Row(2, 1, 100), Lost(1, 1, 1, 1)]
+    assert not box.ready
 
 
 def test_losses_of_the_old_baseline_are_told_before_the_new_one() -> None:
