@@ -51,7 +51,7 @@ def troubles(status: Mapping[str, Any]) -> dict[str, str]:
     if orders.get("in_doubt"):
         found["order_unknown"] = f"orders in doubt: {', '.join(orders['in_doubt'])}"
     if orders.get("halted"):
-        found["halt"] = "orders are halted"
+        found["halt"] = f"orders are halted: {orders['halted']['reason']}"
     if status["counts"]["drifts"]:
         found["drift"] = "KIS sends records of an unknown width"
     if status["state_folder"] != "ok" or token["file"] != "ok":
