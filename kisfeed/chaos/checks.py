@@ -68,7 +68,7 @@ def overlap_s(world: World) -> float:
         for wire in world.wires
         if wire.session is not None and not wire.silent
     )
-    return sum(max(0.0, one[1] - two[0]) for one, two in itertools.pairwise(spans))
+    return sum(max(0.0, min(one[1], two[1]) - two[0]) for one, two in itertools.pairwise(spans))
 
 
 def connects(world: World) -> list[float]:

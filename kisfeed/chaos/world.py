@@ -476,7 +476,9 @@ class World:
             how = DialFailure(spell.weather.value)
             self.after(took, self._mine(lambda: self._dial_failed(wire, how)))
             return
-        self.after(self.rng.uniform(0, took), lambda: self._accept(wire))
+        # A dial travels as the close before it does, and does not overtake it.
+        self.after(self.delay + self.rng.uniform(0, took), lambda: self._accept(wire))
+        took += 2 * self.delay
         if spell.weather is Weather.HANG:
             took = self.rules.dial_timeout_s
         if spell.weather in (Weather.HANG, Weather.UPGRADE_FAILED):
