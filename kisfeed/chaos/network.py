@@ -30,8 +30,8 @@ KEEPALIVE_S: Final = 15.0
 class LeapingClock(trio.abc.Clock):
     """Virtual time, from 0: whenever no task can run, it is at once the next deadline.
 
-    As a ``MockClock`` that jumps, but without a turn of the scheduler of its own for every jump.
-    Only for runs that use nothing from outside: neither sockets nor threads.
+    As a ``MockClock`` that jumps, but without a turn of the scheduler of its own for every jump;
+    and it stands still while a thread works. Not for runs with sockets.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class LeapingClock(trio.abc.Clock):
         return self._now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        if deadline == math.inf:
-            return math.inf  # Trio's own wakeup, as from a finalizer, comes from outside
+        if deadline == math.inf or trio.to_thread.current_default_thread_limiter().borrowed_tokens:
+            return math.inf  # what comes from outside wakes Trio: a thread's end, a finalizer
         self._now = max(self._now, deadline)
         return 0.0
 

@@ -202,6 +202,8 @@ class Upstream:
             failure = await self._connect_and_run(session)
         if self._session is session:
             self._session = None
+        # First: a pause that begins now must not be shortened by a sleep that is over.
+        self._look_for_suspend()
         if session.link is None:
             self._engine.dial_failed(epoch, failure, self._at())
         else:
