@@ -84,13 +84,13 @@ class TestFailures:
         answer = json.loads(capsys.readouterr().out)
         assert [p["key"] for p in answer["problems"]] == ["environment", "gateway.sokcet"]
 
-    def test_a_real_key_is_not_served_yet(
+    def test_a_real_key_of_the_wrong_shape_is_never_dialled_with(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("KISFEED_ENVIRONMENT", "real")
-        monkeypatch.setenv("KISFEED_CREDENTIALS_APPKEY", "k" * 36)
+        monkeypatch.setenv("KISFEED_CREDENTIALS_APPKEY", "k" * 35)
         monkeypatch.setenv("KISFEED_CREDENTIALS_APPSECRET", "s" * 180)
-        assert cli.run(["serve"]) == 77
+        assert cli.run(["serve"]) == 78
         assert "kkk" not in capsys.readouterr().err
 
     def test_a_bug_is_1_with_a_short_message_and_its_traceback_in_the_log(

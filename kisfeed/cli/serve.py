@@ -61,9 +61,8 @@ def command(
     config_file: Path | None,
     socket: Path | None,
 ) -> None:
-    from kisfeed import errors
     from kisfeed.cli import settings
-    from kisfeed.config import Environment, State
+    from kisfeed.config import State
 
     flags = {} if socket is None else {"gateway.socket": (str(socket.absolute()), "--socket")}
     if shadow:
@@ -74,13 +73,6 @@ def command(
         file=config_file,
         flags=flags,
     )
-    if config.environment is Environment.REAL:
-        raise errors.NotPermitted(
-            _(
-                'environment = "real" is not served yet: the rules that keep a real key from '
-                'being blocked are not complete. Use "paper", or --sim.'
-            )
-        )
     import attrs
     import trio
 
