@@ -148,6 +148,16 @@ def test_a_frame_may_have_as_many_values_as_were_allowed(message: list[Any]) -> 
         codec.Decoder(values - 1).feed(stream)
 
 
+@pytest.mark.parametrize("mark", [b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff"])
+def test_a_timestamp_is_refused_whether_or_not_values_are_counted(mark: bytes) -> None:
+    body = b"\x93\x05\x01" + mark + bytes(12)
+    for most in (1, 5, 100, MAX_FRAME):
+        with pytest.raises(BadFrame):
+            codec.Decoder(most).feed(_framed(b"\x92\x05\x01") + _framed(body[: 5 + len(mark)]))
+        alike = _framed(msgpack.packb([5, 1, mark]))
+        assert codec.Decoder(max(most, 4)).feed(alike * 3) == [[5, 1, mark]] * 3
+
+
 @given(st.binary(min_size=1, max_size=80))
 @example(b"\x92\x05\xc6\xff\xff\xff\xff")
 @example(b"\x92\x05\xd9")

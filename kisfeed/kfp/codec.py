@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH: Final = 16  # arrays and maps inside each other, in every frame but TICK and IMAGE
 MAX_ITEMS: Final = 16_384  # elements of one array or map: bounds what a forged count allocates
-MAX_VALUES: Final = 16_384  # of a client's frame, with room for 512 topics and all their options
+MAX_VALUES: Final = 10_000  # of a client's frame, with room for 512 topics and all their options
 
 _HEADER: Final = struct.Struct(">I")
 _pack: Final = msgpack.Packer(autoreset=True).pack
@@ -72,10 +72,9 @@ def _widths() -> bytes:
     Of an array or map it is the head: its elements are values of their own.
     """
     fixed = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5}
-    fixed |= {0xD3: 9, 0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18}
-    fixed |= {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
+    fixed |= {0xD3: 9, 0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
     texts = {0xA0 + size: 1 + size for size in range(32)}
-    longer = dict.fromkeys((*_HEADS, 0xC7, 0xC8, 0xC9), 0)
+    longer = dict.fromkeys((*_HEADS, 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9)), 0)
     return bytes((fixed | texts | longer).get(first, 1) for first in range(256))
 
 
@@ -83,22 +82,30 @@ _HEADS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes 
 _WIDTHS: Final = _widths()
 
 
-def _too_many(body: bytes, most: int) -> bool:
-    """Whether *body* has more than *most* values, without making one of them."""
-    if len(body) <= most:
-        return False
-    at, end, widths = 0, len(body), _WIDTHS
+def _walk(body: bytes, most: int) -> None:
+    """Look at every value of *body* without making one.
+
+    Raises:
+        BadFrame: there are more than *most*, or one is of an extension type.
+    """
+    at, end, widths, heads = 0, len(body), _WIDTHS, _HEADS
     for _ in range(most):
         if at >= end:
-            return False
+            return
         width = widths[body[at]]
         if not width:
-            head = _HEADS.get(body[at])
+            head = heads.get(body[at])
             if head is None:
-                return False  # an extension: the decoder says so
-            width = 1 + head + int.from_bytes(body[at + 1 : at + 1 + head], "big")
+                raise BadFrame("KFP/1 has no msgpack extension types")
+            at += head
+            width = 1 + int.from_bytes(body[at - head + 1 : at + 1], "big")
         at += width
-    return at < end
+    if at < end:
+        raise BadFrame(f"a frame of more than {most} values")
+
+
+def _marked(data: bytes) -> bool:
+    return any(mark in data for mark in _TIMESTAMPS)
 
 
 def _has_timestamp(value: object) -> bool:
@@ -142,7 +149,8 @@ class Decoder:
         start = 0
         needed = 4
         # One search through everything that arrived, instead of a walk through every message.
-        suspicious = any(mark in buffer for mark in _TIMESTAMPS)
+        long = end > self._most
+        suspicious = not long and _marked(buffer)
         while end - start >= 4:
             (length,) = _HEADER.unpack_from(buffer, start)
             if not 1 <= length <= MAX_FRAME:
@@ -152,9 +160,12 @@ class Decoder:
                 needed = 4 + length
                 break
             body = buffer[start + 4 : stop]
-            if _too_many(body, self._most):
-                raise BadFrame(f"a frame of more than {self._most} values")
+            walked = length > self._most
+            if walked:
+                _walk(body, self._most)
             message = _unpack(body)
+            if long and not walked:
+                suspicious = _marked(body)
             if suspicious and _has_timestamp(message):
                 raise BadFrame("KFP/1 has no msgpack extension types")
             messages.append(message)
