@@ -19,6 +19,7 @@ import trio
 
 from kisfeed.chaos.checks import most_within
 from kisfeed.chaos.restarts import rules
+from kisfeed.config import Session
 from kisfeed.kfp.messages import Source
 from tests.processes import FOLLOWER, KISFEED, Place, Program, open_place
 from tests.proxy import FaultProxy, open_proxy
@@ -387,6 +388,10 @@ class Scene:
         ):
             dry = [who for who, ledger in self._ledgers() if ledger.rows < seen[id(ledger)] + 3]
             self.faults.append(f"no rows {_HEAL_S:g} s after everything healed: {dry}")
+            for command in ("status", "slots"):
+                shown = await self.place.kisfeed(command, "--json", "--profile", "test")
+                await shown.ends()
+                self.faults.append(f"{command}: {shown.said}")
         self.live_s.append(trio.current_time() - began)
 
     async def close(self) -> None:
@@ -468,9 +473,15 @@ def _shown(pid: int) -> Iterable[str]:
 
 def profile(rest: int, line: int, *, liveness: float) -> str:
     """The daemon's configuration: all that holds a dial back at :data:`SCALE` times the pace."""
-    session = rules(SCALE)
-    names = [field.name for field in attrs.fields(type(session)) if field.name.endswith("_s")]
-    usual = type(session)()
+    session, quick = rules(SCALE), Session().scaled(SCALE)
+    # A registration whose answer drowned rests for half a minute of KIS's pace.
+    session = attrs.evolve(
+        session,
+        quarantine_base_s=quick.quarantine_base_s,
+        quarantine_cap_s=quick.quarantine_cap_s,
+    )
+    names = [field.name for field in attrs.fields(Session) if field.name.endswith("_s")]
+    usual = Session()
     lines = [f"time_scale = {SCALE}"]
     for name in names:
         value = getattr(session, name)
