@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import attrs
 import pytest
 import trio
 
+from kisfeed import schemas
 from kisfeed.config import (
     Config,
     Credentials,
@@ -605,3 +607,28 @@ async def test_the_next_day_puts_aside_what_is_settled_and_keeps_what_is_in_doub
             assert (await b.show("doubt"))["state"] == "human"
             assert (await b.refused("like it")).reason == "frozen"
             assert (await b.show("settled"))["day"] != day
+
+
+async def test_every_line_about_orders_names_the_limits_in_force(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "kisfeed.orders")
+    async with bench(tmp_path) as b:
+        await b.buy("a", price=b.ask - 5_000)
+        await b.call("order.amend", target="a", client_order_id="a2", price=b.ask - 6_000)
+        b.sim.inject(Fault("order_lost_before"))
+        await b.refused("b", symbol="000660", price=None)
+        b.sim.inject(Fault("rest_down", lasts=30.0))
+        await b.refused("c", symbol="035720", price=50_000)
+        await b.call("order.resolve", client_order_id="b", not_executed=True, reason="seen")
+        await b.call("halt", reason="lunch", cancel_open=True)
+        await b.call("resume", reason="back")
+        await trio.sleep(60)
+    lines = [record for record in caplog.records if record.name == "kisfeed.orders"]
+    assert {line.getMessage() for line in lines} >= {
+        "order_queued", "order_intended", "order_accepted", "order_unknown", "order_resolved",
+        "order_followed", "order_expired", "no_quote", "day_list_unread", "orders_halted",
+        "orders_resumed",
+    }  # fmt: skip
+    version = schemas.load("limits.kis.json")["version"]
+    assert {getattr(line, "limit_version", None) for line in lines} == {version}

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("kisfeed.orders")
 
 _SETTLED: Final = frozenset(OrderState) - {OrderState.QUEUED, OrderState.SENDING}
+_UNSENT: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT})
 _RETRY_S: Final = 5.0  # the list could not be read
 _OPEN_READ_S: Final = 30.0  # while something is open, whether or not notices come
 _IDLE_READ_S: Final = 600.0
@@ -124,7 +125,7 @@ class OrderDesk:
         await self._ready.wait()
         while True:
             order = self._book.take(self._at(), halted=self._switch.halted() is not None)
-            self._tell()
+            self._tell_unsent()
             await self._write()
             if order is None:
                 await self._wake.wait()
@@ -139,7 +140,7 @@ class OrderDesk:
                 await self._queued.wait()
             self._queued = trio.Event()
             self._book.expire(self._at())
-            self._tell()
+            self._tell_unsent()
 
     async def _send(self, order: Order) -> None:
         """One order, from its intent to whatever is known of it."""
@@ -537,7 +538,7 @@ class OrderDesk:
             return None  # the check says what is wrong with it
         values = {"FID_COND_MRKT_DIV_CODE": "J", "FID_INPUT_ISCD": symbol}
         call = self._kis.endpoints.call("inquire_price", values, priority=Priority.ACCOUNT)
-        facts = None
+        facts, why = None, "no answer in time"
         try:
             with trio.move_on_after(_FACTS_WAIT_S):
                 facts = wire.facts((await self._kis.call(call)).body)
@@ -545,8 +546,10 @@ class OrderDesk:
             if isinstance(exc, KisRefused) and exc.code == _NOTHING:
                 text = Phrase("KIS does not know {symbol}", symbol=symbol)
                 raise refusal("unknown_symbol", text) from exc
-            _log.warning("no_quote", extra={"symbol": symbol, "why": str(exc), **self._limits()})
-        if facts is not None:
+            why = str(exc)
+        if facts is None:
+            _log.warning("no_quote", extra={"symbol": symbol, "why": why, **self._limits()})
+        else:
             self._facts[symbol] = (self._clock.now() + _FACTS_S, facts)
         return facts
 
@@ -558,6 +561,11 @@ class OrderDesk:
             if waiting is not None:
                 waiting.set()
         return changed
+
+    def _tell_unsent(self) -> None:
+        for order in self._tell():
+            if order.state in _UNSENT and not order.sent_ts:
+                self._note(f"order_{order.state}", order)
 
     async def _write(self, *, strict: bool = False) -> None:
         """Put what must outlive this process on disk.
