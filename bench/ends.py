@@ -162,8 +162,13 @@ def broker(name: str, folder: Path) -> Generator[tuple[str, list[int]]]:
 
 
 @contextmanager
-def daemon(folder: Path, ports: dict[str, int]) -> Generator[tuple[str, int]]:
-    """``kisfeed serve`` as a user runs it, on the exchange of this benchmark."""
+def daemon(
+    folder: Path, ports: dict[str, int], *, module: tuple[str, ...] = ("kisfeed",)
+) -> Generator[tuple[str, int]]:
+    """``kisfeed serve`` as a user runs it, on the exchange of this benchmark.
+
+    *module* is run in its place, with arguments before those of ``serve``.
+    """
     config = folder / "bench.toml"
     config.write_text(
         f"""environment = "sim"
@@ -181,7 +186,7 @@ dir = "{folder}/state"
 """
     )
     config.chmod(0o600)
-    command = [sys.executable, "-m", "kisfeed", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", *module, "serve", "--config", str(config)]
     with (folder / "daemon.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--log-level", "error"], stdout=log, stderr=log, cwd=wire.HERE.parent
@@ -196,8 +201,12 @@ dir = "{folder}/state"
             time.sleep(0.05)
         yield str(path), process.pid
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def unit(name: str) -> int:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import datetime as dt
 import gc
 import io
+import json
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from bench import ends, receivers, wire
+from bench import ends, receivers, sinks, stalls, wire
 from kisfeed import config, limits
 from kisfeed.config import Environment
 from kisfeed.core.engine import Engine, Instant, SendRegistration
@@ -328,7 +330,7 @@ def memory_of_registration() -> float:
     return (second - first) / 38
 
 
-def memory_of_connection(count: int = 200) -> float:
+def memory_of_connection(count: int = 800) -> float:
     """Bytes of the daemon's memory (private and its share) for each idle subscriber."""
 
     def pss(pid: int) -> int:
@@ -339,7 +341,7 @@ def memory_of_connection(count: int = 200) -> float:
         shared = f"{folder}/shared"
         wire.Shared(shared, 0, create=True)
         exchange = ends.Child(sys.executable, "-m", "bench.exchange", shared, "0")
-        sinks = ends.Child(sys.executable, "-m", "bench.sinks", shared, "0")
+        readers = ends.Child(sys.executable, "-m", "bench.sinks", shared, "0")
         try:
             with ends.daemon(Path(folder), exchange.read()) as (address, pid):
                 one = {
@@ -349,14 +351,14 @@ def memory_of_connection(count: int = 200) -> float:
                     "topics": ["trade.krx.1"],
                 }
                 one["topics"] = ["trade.krx.100000"]
-                sinks.ask(**one, count=count)
-                time.sleep(0.5)
+                readers.ask(**one, count=50)
+                time.sleep(3.0)  # the deadline of a greeting is forgotten when it has passed
                 before = pss(pid)
-                sinks.ask(**one, count=count)
-                time.sleep(0.5)
+                readers.ask(**one, count=count)
+                time.sleep(3.0)
                 return (pss(pid) - before) / count
         finally:
-            sinks.end()
+            readers.end()
             exchange.end()
 
 
@@ -402,38 +404,23 @@ RECEIVERS: Final = tuple(receivers.RECEIVERS)
 
 
 def reader_stall() -> float:
-    """The longest single step of the reader, milliseconds, under everything at once.
-
-    A step is one call of the engine: a read with trades and garbage, a subscriber that comes or
-    goes, or a status call; nothing else runs between two reads of the socket.
-    """
-    core = Core(40, 10)
-    frames = wire.trades(40)
-    junk = [b"\xff" * 300, b"0|H0STCNT0|999|x", b"0|XXXXXXXX|001|1^2", b"{", b"1|H0STCNI0|001|zz"]
-    topics = [f"trade.krx.{n}" for n in wire.symbols(40)]
-    longest = 0.0
-    at = Instant(core.now, _WALL)
-    coming: list[Subscriber] = []
-
-    def step(work: Callable[[], object]) -> None:
-        nonlocal longest
-        began = time.thread_time()
-        work()
-        longest = max(longest, time.thread_time() - began)
-
-    def join(conn: int) -> None:
-        coming.append(core.subscriber(conn, topics, True))
-
-    def read(batch: list[bytes]) -> None:
-        core.read(batch)
-        core.take()
-
-    for n in range(200):
-        step(partial(read, frames[n * 5 : n * 5 + 160] + junk))
-        step(partial(join, 1000 + n))
-        step(partial(core.engine.status, core.now))
-        step(partial(core.engine.subscriptions.clients, core.now))
-        step(partial(core.engine.slots, core.now))
-        if n % 3 == 2:
-            step(partial(core.engine.detach, coming.pop(), at))
-    return longest * 1e3
+    """CPU milliseconds of the longest time that nothing was read, while programs misbehave."""
+    with tempfile.TemporaryDirectory(prefix="kfb") as name:
+        folder = Path(name)
+        shared, told = str(folder / "shared"), folder / "stalls.json"
+        wire.Shared(shared, 0, create=True)
+        exchange = ends.Child(sys.executable, "-m", "bench.exchange", shared, "0")
+        try:
+            watched = ("bench.stalls", str(told))
+            with ends.daemon(folder, exchange.read(), module=watched) as (address, pid):
+                sock = sinks.connect(address)
+                topics = [f"trade.krx.{symbol}" for symbol in wire.symbols(20)]
+                sinks.subscribe_kfp(sock, topics, "first")
+                exchange.ask(do="registered", count=20)
+                time.sleep(0.5)
+                os.kill(pid, signal.SIGUSR1)
+                stalls.storm(address)
+                sock.close()
+        finally:
+            exchange.end()
+        return float(json.loads(told.read_text())["ms"])
