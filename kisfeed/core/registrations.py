@@ -282,7 +282,7 @@ class Registrations:
         self._left: dict[RegKey, None] = {}  # unsubscribed in this session: late data may come
         self._notice_asked: dict[RegKey, float] = {}
         self._no_subscribe_before = -math.inf
-        self._empty_refusals = 0
+        self._refusals = 0
         self._wake = math.inf
 
         # What outlives a session.
@@ -465,7 +465,7 @@ class Registrations:
         self._cap = self._configured_cap
         self._key_refused = self._resync_asked = self._excused = False
         self._no_subscribe_before = -math.inf
-        self._empty_refusals = 0
+        self._refusals = 0
         self._wake = math.inf
         return self._plan(now)
 
@@ -656,7 +656,7 @@ class Registrations:
         slot.state, slot.since, slot.by = State.HELD, now, None
         self._strikes.pop(key, None)
         self._blocked.pop(key, None)
-        self._empty_refusals = 0
+        self._refusals = 0
         outputs: list[Output] = [Held(key)]
         if key in self._preempted:
             del self._preempted[key]
@@ -686,9 +686,11 @@ class Registrations:
 
     def _learn_cap(self, now: float) -> list[Output]:
         others = len(self._slots) - 1
-        if others == 0:
-            self._empty_refusals += 1
-            self._no_subscribe_before = now + self._pause(self._empty_refusals)
+        self._refusals += 1
+        # One tells the cap. Another one on top: it fell below what is held, and every try gives
+        # up a registration that works.
+        if others == 0 or self._refusals > 1:
+            self._no_subscribe_before = now + self._pause(self._refusals)
         cap = max(others, 1)
         if cap >= self._cap:
             return []
