@@ -4,7 +4,7 @@ Everything of one table is measured in one run, in turn, pass by pass as long as
 last, and compared as ratios of the medians: the figures belong to the machine, the ratios carry
 over. CPU is process time (daemon, relay and broker), so that other work on the machine disturbs
 it less than a clock would. KIS's end and the subscribers' are C (``bench/load.c``) in processes
-of their own. Plots and the raw figures go to ``bench/out/``; ``--readme`` puts the goals into
+of their own. Plots and the raw figures go to ``bench/out/``; ``--readme`` puts a summary into
 README.md, between its ``bench`` marks, and the plots into ``bench/plots/``.
 """
 
@@ -46,6 +46,7 @@ _WIDTH: Final = 150  # of the tables, where the terminal is narrower or there is
 _CASE_S: Final = 180  # a case that takes longer hangs
 _PASSES: Final = 5  # more make no median better
 _MARKS: Final = ("<!-- bench -->", "<!-- /bench -->")
+OURS: Final = "kisfeed: row, gaps, last value, encoded"
 STORM: Final = "200 subscribers come and go, garbage, status calls"
 EVERYBODY: Final = (TYPED, RAW, *PEERS)
 Figures: TypeAlias = dict[str, float]
@@ -208,8 +209,8 @@ def decode(bench: Bench) -> None:
     bench.table(
         "decode",
         {
-            "kisfeed: row, gaps, last value, encoded": lambda: {"us": pieces.decode_kisfeed()},
-            "the same, one frame a read": lambda: {"us": pieces.decode_kisfeed(per_read=1)},
+            OURS: lambda: {"us": pieces.decode_kisfeed()},
+            "kisfeed, one frame a read": lambda: {"us": pieces.decode_kisfeed(per_read=1)},
             "mojito2, parser alone": needing("mojito", pieces.decode_mojito),
             "python-kis, parser alone": needing("pykis", pieces.decode_pykis),
             "pandas for each frame": needing("pandas", pieces.decode_pandas),
@@ -381,7 +382,7 @@ def goals(bench: Bench) -> list[Goal]:
     ours = get("receive", "kisfeed", "us")
     other = get("receive", "trio-websocket, get_message", "us")
     goals.least("V1", "receive only, against trio-websocket", (20, 35), _ratio(ours, other))
-    ours = get("decode", "kisfeed: row, gaps, last value, encoded", "us")
+    ours = get("decode", OURS, "us")
     for number, name, goal, stretch in (
         ("V2", "python-kis, parser alone", 6, 10),
         ("V3", "pandas for each frame", 200, 350),
@@ -499,15 +500,49 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in body)])
 
 
-def refresh(readme: Path, found: Sequence[Goal]) -> None:
-    """Put the goals between the marks of *readme*."""
+def summary(bench: Bench) -> str:
+    """What the README shows: what a trade costs in CPU, here and with what others would build."""
+    saturated = "end to end, saturated, 10 subscribers"
+    parsers = ("python-kis, parser alone", "pandas for each frame")
+    body: list[list[str]] = []
+
+    def add(what: str, table: str, ours: str, others: Sequence[str]) -> None:
+        base = bench.get(table, ours, "us")
+        if base:
+            body.append([f"{what}: **{ours}**", _figure(base), ""])
+        for name in others:
+            us = bench.get(table, name, "us")
+            if base and us:
+                times = us / base
+                shown = (
+                    f"1/{_figure(times)}" if times > 1 else f"{_figure(1 / times)} times as much"
+                )
+                body.append([name, _figure(us), shown])
+
+    add(
+        "Receiving a frame",
+        "receive",
+        "kisfeed",
+        [name for name in pieces.RECEIVERS if name != "kisfeed"],
+    )
+    add("Decoding a trade", "decode", OURS, parsers)
+    add(
+        "KIS to 10 subscribers, saturated",
+        saturated,
+        TYPED,
+        [name for name in PEERS if name != PICOWS],
+    )
+    return markdown(["CPU", "us", "kisfeed needs"], body)
+
+
+def refresh(readme: Path, bench: Bench) -> None:
+    """Put the summary between the marks of *readme*."""
     text = readme.read_text()
     before, mark, rest = text.partition(_MARKS[0])
     _, other, after = rest.partition(_MARKS[1])
     if not (mark and other):
         raise SystemExit(f"{readme} has no {' ... '.join(_MARKS)}")
-    table = markdown(*goal_cells(found))
-    readme.write_text(f"{before}{mark}\n{machine()}:\n\n{table}\n{other}{after}")
+    readme.write_text(f"{before}{mark}\n{machine()}:\n\n{summary(bench)}\n{other}{after}")
 
 
 def machine() -> str:
@@ -591,7 +626,7 @@ def main() -> None:
         if options.readme:
             plots.draw(tables(bench), wire.HERE / "plots")
     if options.readme:
-        refresh(wire.HERE.parent / "README.md", goals(bench))
+        refresh(wire.HERE.parent / "README.md", bench)
     if options.json:
         print(json.dumps(figures, indent=2))
     else:
