@@ -21,6 +21,7 @@ from kisfeed.errors import (
 )
 from kisfeed.kfp import codec
 from kisfeed.kfp.messages import ErrorCode, Type
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -95,7 +96,7 @@ async def answer(
         return error(number, ErrorCode.OVER_LIMIT, f"the answer does not fit a frame: {exc}")
 
 
-def refusal(name: str, role: str, *, orders: bool) -> ErrorCode | None:
+def refusal(name: str, role: str, *, orders: bool) -> tuple[Phrase, ErrorCode] | None:
     """Why a client of *role* may not call *name*; None if it may.
 
     Args:
@@ -105,4 +106,6 @@ def refusal(name: str, role: str, *, orders: bool) -> ErrorCode | None:
     """
     if name not in _TRADER_ONLY or role == "trader":
         return None
-    return ErrorCode.NOT_ENTITLED if orders else ErrorCode.ORDERS_DISABLED
+    if not orders:
+        return Phrase("orders are off (orders.enabled)"), ErrorCode.ORDERS_DISABLED
+    return Phrase("{name} needs the role trader", name=name), ErrorCode.NOT_ENTITLED

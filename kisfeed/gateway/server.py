@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import attrs
 import trio
 
+from kisfeed import texts
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.streams import Subscriber
 from kisfeed.core.subscriptions import SubResult, SubSpec
@@ -396,7 +397,7 @@ class _Client:
         try:
             self._request(subscriber, message[0], number, message[2] if len(message) > 2 else None)
         except _BadRequest as exc:
-            self._reply(error(number, exc.code, str(exc)))
+            self._reply(error(number, exc.code, str(exc), texts.parts(exc)))
 
     def _request(
         self, subscriber: Subscriber, kind: int, number: int | None, argument: object
@@ -501,7 +502,7 @@ class _Client:
             raise _BadRequest('CALL takes {"m": name, "a": map}')
         refused = calls.refusal(name, subscriber.role, orders=self._door.orders_enabled)
         if refused is not None:
-            raise _BadRequest(f"{name} is not for this connection", refused)
+            raise _BadRequest(*refused)
         if self._in_flight >= calls.MAX_IN_FLIGHT:
             text = f"{calls.MAX_IN_FLIGHT} calls are waiting for their answers already"
             raise _BadRequest(text, ErrorCode.RATE_LIMITED)
