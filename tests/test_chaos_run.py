@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import Phase, given, settings
 
 from kisfeed.chaos import schedule
 from kisfeed.chaos.invariants import INVARIANTS, measure
 from kisfeed.chaos.run import play
+from tests.chaos_cases import storms
 
 REGRESSIONS: Final = sorted((Path(__file__).parent / "regressions").glob("*.json"))
 
@@ -41,3 +43,9 @@ def test_the_same_case_gives_the_same_digest_and_another_another() -> None:
 def test_every_invariant_is_measured_or_says_where_it_is() -> None:
     assert [i.id for i in INVARIANTS] == [f"I{n}" for n in range(1, 51)]
     assert all((i.measure is None) is bool(i.instead) for i in INVARIANTS)
+
+
+@given(storms())
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
+def test_no_storm_breaks_an_invariant(case: schedule.Case) -> None:
+    assert faults_of(case) == []

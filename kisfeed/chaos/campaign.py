@@ -124,8 +124,7 @@ class Report:
             if ordered:
                 p50, p99 = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
                 parts.append(
-                    f"{what} p50 {p50:.4g}, p99 {p99:.4g}, max {ordered[-1]:.4g}"
-                    f" (n={len(ordered):,}, min {ordered[0]:.4g})"
+                    f"{what} p50 {p50:.4g}, p99 {p99:.4g}, max {ordered[-1]:.4g} ({len(ordered):,})"
                 )
         counts = self.counts.get(name, Counter())
         parts += [f"{what} {value:,}" for what, value in counts.items()]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kisfeed.limits import Limits
 
 _SLACK_S: Final = 0.5  # a word from the daemon to a program, and the step of a clock
-_LIVE: Final = ("AUTHENTICATED", "SUBSCRIBED", "STREAMING", "DEGRADED")
+_COMMAND_S: Final = 5.0
 _OPEN: Final = 1
 _SUSPECT: Final = 2
 _CAP: Final = 41
@@ -115,7 +115,9 @@ def _provoked(line: Line, seen: Seen) -> bool:
     told = line.life is not None and line.life.told_at <= end
     gaps = [b - a for a, b in itertools.pairwise([line.wire.opened_at, *line.reads, end])]
     codes = {answer.code for answer in line.answers}
-    steps = {entry[2] for entry in run.trace if entry[1] == "step" and entry[0] <= end}
+    # A command reaches the daemon a little later, perhaps a session that was opened meanwhile.
+    since = line.wire.opened_at - _COMMAND_S
+    steps = {entry[2] for entry in run.trace if entry[1] == "step" and since <= entry[0] <= end}
     return (
         told
         or line.close_received <= end
@@ -183,6 +185,34 @@ def _breaker(seen: Seen, _: Limits) -> Finding:
     return Finding(
         {"dials while open": len(faults)}, counts={"times open": opened}, faults=tuple(faults)
     )
+
+
+def _codes(seen: Seen, limits: Limits) -> Finding:
+    """I7: after OPSP8996 a pause and the same key; after OPSP0011 one fresh key, not more."""
+    found, run = _in_use(seen, limits), seen.run
+    issued = [
+        line.at
+        for line in run.exchange.history
+        if line.what is Happening.APPROVAL and line.code == "ok"
+    ]
+    refused = sorted(
+        answer.at
+        for line in seen.lines
+        for answer in line.answers
+        if answer.code in {"OPSP0010", "OPSP0011"}
+    )
+    most = max(
+        (
+            sum(one < at < two for at in issued)
+            for one, two in itertools.pairwise([*refused, run.ended_at])
+        ),
+        default=0,
+    )
+    renewed = len(run.lives) - 1 + sum(at > 0 for _at, at in run.suspensions)
+    faults = found.faults
+    if run.case.setup.scale == 1 and most > 1 + renewed:
+        faults += (f"{most} approval keys after one was refused",)
+    return attrs.evolve(found, worst={**found.worst, "keys after OPSP0011": most}, faults=faults)
 
 
 def _in_use(seen: Seen, _: Limits) -> Finding:
@@ -677,7 +707,7 @@ INVARIANTS: Final = (
     Invariant("I4", "no session younger than 60 s is closed by us unprovoked", _voluntary),
     Invariant("I5", "pauses grow until a session lived and carried data", _backoff),
     Invariant("I6", "no dial while the breaker is open", _breaker),
-    Invariant("I7", "OPSP8996: at least 60 s, and no new approval key", _in_use),
+    Invariant("I7", "OPSP8996: at least 60 s, and no new key; OPSP0011: one new key", _codes),
     Invariant("I8", "only listed changes of state", _transitions),
     Invariant("I9", "a permanent heal leads to a live session", _heal),
     Invariant("I10", "a session is torn down within its close limit", _teardown),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST_RUNS: Final = 150
 _EASIER: Final[tuple[dict[str, Any], ...]] = (
+    {"orders": False},
     {"debug": False},
     {"notices": False},
     {"pinned": False},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kisfeed.chaos.campaign import Report, Verdict
 
 FOUND = 3  # a check found something
+_SEEDS = 100
+_ENDLESS = 1_000_000_000
 
 
 @click.group(
@@ -36,9 +38,8 @@ FOUND = 3  # a check found something
     "--seeds",
     cls=Option,
     type=click.IntRange(min=1),
-    default=100,
     metavar="N",
-    help=N_("Play so many storms (100)."),
+    help=N_("Play so many storms (100; with --minutes as many as there is time for)."),
 )
 @click.option(
     "--first", cls=Option, type=int, default=0, metavar="N", help=N_("The first seed (0).")
@@ -84,7 +85,7 @@ FOUND = 3  # a check found something
 def command(
     context: click.Context,
     /,
-    seeds: int,
+    seeds: int | None,
     first: int,
     minutes: float | None,
     jobs: int,
@@ -97,6 +98,8 @@ def command(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
+    if seeds is None:
+        seeds = _SEEDS if minutes is None else _ENDLESS
     numbers = range(first, first + seeds)
     if digests:
         raise click.exceptions.Exit(_digests(numbers, as_json=as_json))
@@ -109,7 +112,7 @@ def command(
     report = Report()
     for verdict in _watched(run_seeds(numbers, jobs), len(numbers), minutes):
         report.add(verdict)
-    files = [_keep(verdict, replays) for verdict in report.broken]
+    files = list(_kept(report.broken, replays))
     if as_json:
         answer = {**report.to_map(), "replays": [str(file) for file in files]}
         click.echo(json.dumps(answer, ensure_ascii=False))
@@ -178,25 +181,44 @@ def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> 
     from kisfeed.seams import SystemClock
 
     ends = None if minutes is None else SystemClock().boot() + minutes * 60
+    broken = 0
     with _bar(Console(stderr=True)) as progress:
-        task = progress.add_task(_("storms"), total=total)
+        task = progress.add_task(_("storms"), total=None if total == _ENDLESS else total)
         for verdict in verdicts:
             yield verdict
+            broken += bool(verdict.faults)
+            if broken:
+                text = _("storms, {bad} with violations").format(bad=broken)
+                progress.update(task, description=f"[red]{text}[/]")
             progress.advance(task)
             if ends is not None and SystemClock().boot() > ends:
                 return
 
 
-def _keep(verdict: Verdict, folder: Path) -> Path:
-    """Make the failure small and write it down."""
+def _kept(broken: list[Verdict], folder: Path) -> Iterator[Path]:
+    """Write failures down; the first one of each kind is made small, which takes minutes."""
+    from rich.console import Console
+
     from kisfeed.chaos import run, schedule, shrink
 
-    name = next(iter(verdict.faults))
-    case = shrink.shrink(schedule.draw(verdict.seed), name)
-    path = folder / f"seed-{verdict.seed}-{name}.json"
-    played = run.play(case)
-    shrink.write_replay(path, case, played.digest(), shrink.broken(case), _commit())
-    return path
+    names = {next(iter(verdict.faults)) for verdict in broken}
+
+    def step(_case: object) -> None:
+        progress.advance(task)
+
+    with _bar(Console(stderr=True)) as progress:
+        for verdict in broken:
+            name = next(iter(verdict.faults))
+            case = schedule.draw(verdict.seed)
+            if name in names:
+                names.remove(name)
+                text = _("making seed {seed} small").format(seed=verdict.seed)
+                task = progress.add_task(text, total=shrink.MOST_RUNS)
+                case = shrink.shrink(case, name, step)
+            path = folder / f"seed-{verdict.seed}-{name}.json"
+            digest = run.play(case).digest()
+            shrink.write_replay(path, case, digest, shrink.broken(case), _commit())
+            yield path
 
 
 def _commit() -> str:
