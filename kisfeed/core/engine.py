@@ -23,7 +23,7 @@ from kisfeed.core.market import TELLING, Market
 from kisfeed.core.noticelog import NOTICE, NoticeLog
 from kisfeed.core.prices import Prices
 from kisfeed.core.registrations import Registrations
-from kisfeed.core.streams import Subscriber, TopicStream, Touched
+from kisfeed.core.streams import Subscriber, TopicStream, Touched, tell
 from kisfeed.core.subscriptions import Subscriptions
 from kisfeed.core.topics import Topics
 from kisfeed.kfp import events
@@ -542,8 +542,7 @@ class Engine:
             for stream in route.streams():
                 told = (stream.sid, stream.stream, stream.data, Code.SCHEMA_DRIFT, at.wall_ns, text)
                 event = events.Status(stream.topic.name, *told)
-                for subscriber in stream.subscribers.values():
-                    subscriber.tell(Type.STATUS, told, event, at.now)
+                tell(stream.subscribers.values(), Type.STATUS, told, event, at.now)
 
     def _reject(self, rejected: frames.Rejected) -> None:
         self.counts[Count.REJECTED] += 1
@@ -612,8 +611,7 @@ class Engine:
         self._since_ts = at.wall_ns
         was_live, is_live = change.old in _LIVE, change.new in _LIVE
         body, event = self._session_of(change.new, change.reason, change.epoch)
-        for subscriber in self.subscriptions.subscribers.values():
-            subscriber.tell(Type.SESSION, body, event, at.now)
+        tell(self.subscriptions.subscribers.values(), Type.SESSION, body, event, at.now)
         if was_live and not is_live:
             self.liveness.session_down(at.now)
             self._stalled.clear()

@@ -184,10 +184,6 @@ class Subscriber:
     streams: dict[int, TopicStream] = attrs.field(factory=dict, init=False)
     touched: Touched = attrs.field(factory=Touched, init=False)
 
-    def tell(self, kind: Type, body: Sequence[object], event: events.Event, now: float) -> None:
-        """Queue one control message, in order with the ticks."""
-        self.control(codec.frame(kind, *body) if self.encode else event, now)
-
     def control(self, item: Any, now: float) -> None:
         """Queue one control item as this subscriber takes it: a frame or an event."""
         self.touched.settle()
@@ -199,6 +195,24 @@ class Subscriber:
         self.touched.settle()
         self.outbox.notice(frame if self.encode else event, now)
         self.touched.subscribers[self.conn] = self
+
+
+def tell(
+    subscribers: Iterable[Subscriber],
+    kind: Type,
+    body: Sequence[object],
+    event: events.Event,
+    now: float,
+) -> None:
+    """Queue one control message for all of *subscribers*, in order with the ticks."""
+    frame: bytes | None = None
+    for subscriber in subscribers:
+        if not subscriber.encode:
+            subscriber.control(event, now)
+            continue
+        if frame is None:
+            frame = codec.frame(kind, *body)
+        subscriber.control(frame, now)
 
 
 @attrs.define(eq=False)
@@ -322,8 +336,7 @@ class TopicStream:
         self.break_code = Code.GAP_DETECTED
         body = (self.sid, self.sseq, self.sseq + 1, before, rts, gap.qty, code)
         event = events.Gap(self.topic.name, *body)
-        for subscriber in self.subscribers.values():
-            subscriber.tell(Type.GAP, body, event, now)
+        tell(self.subscribers.values(), Type.GAP, body, event, now)
 
     def tell_break(self, rts: int, now: float) -> bool:
         """Tell a break without waiting for the row that ends it; False where there is none."""
@@ -380,9 +393,7 @@ class TopicStream:
 
     def tell_status(self, subscribers: Iterable[Subscriber], now: float) -> None:
         """Say to *subscribers* what STATUS says now."""
-        body, event = self.status()
-        for subscriber in subscribers:
-            subscriber.tell(Type.STATUS, body, event, now)
+        tell(subscribers, Type.STATUS, *self.status(), now)
 
     def status(self) -> tuple[Sequence[object], events.Status]:
         """The elements of a STATUS frame, and the same as an event."""

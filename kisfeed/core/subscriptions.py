@@ -13,7 +13,7 @@ import attrs
 from kisfeed.core.noticelog import NOTICE
 from kisfeed.core.streams import TopicStream
 from kisfeed.errors import UnknownTopic
-from kisfeed.kfp.messages import Code, Data, ErrorCode, Mode, Stream, Type
+from kisfeed.kfp.messages import Code, Data, ErrorCode, Mode, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,7 +141,7 @@ class Subscriptions:
         for spec, found in wanted:
             if isinstance(found, TopicStream) and found.sid in subscriber.streams:
                 if reply is None:
-                    subscriber.tell(Type.STATUS, *found.status(), at.now)
+                    found.tell_status([subscriber], at.now)
                 self._send_last(subscriber, found, spec, at.now)
         return results
 
