@@ -403,7 +403,7 @@ def available(module: str) -> bool:
 RECEIVERS: Final = tuple(receivers.RECEIVERS)
 
 
-def reader_stall() -> float:
+def reader_stall(topics_each: int) -> float:
     """CPU milliseconds of the longest time that nothing was read, while programs misbehave."""
     with tempfile.TemporaryDirectory(prefix="kfb") as name:
         folder = Path(name)
@@ -419,7 +419,7 @@ def reader_stall() -> float:
                 exchange.ask(do="registered", count=20)
                 time.sleep(0.5)
                 os.kill(pid, signal.SIGUSR1)
-                stalls.storm(address)
+                stalls.storm(address, topics_each)
                 sock.close()
         finally:
             exchange.end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import itertools
 import sys
 from typing import TYPE_CHECKING
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from tests.hardships import Scene
 
 
-async def suffer(rounds: int, seed: int, *, stall_s: float, liveness: float) -> int:
+async def suffer(rounds: int, seed: int, *, stall_s: float, scale: float, liveness: float) -> int:
     kinds: collections.Counter[str] = collections.Counter()
     console = Console(stderr=True, soft_wrap=True)
-    async with hardships.open_scene(seed, stall_s=stall_s, liveness=liveness) as scene:
+    opened = hardships.open_scene(seed, stall_s=stall_s, scale=scale, liveness=liveness)
+    async with opened as scene:
         drawn = itertools.islice(hardships.rounds(seed), rounds)
         for number, blows in enumerate(drawn, 1):
             kinds.update(blow.kind for blow in blows)
@@ -83,12 +85,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stall", type=float, default=17.0, help="of the event loop, s (17)")
     parser.add_argument(
+        "--scale", type=float, default=60.0, help="divides pauses and windows of dialling (60)"
+    )
+    parser.add_argument(
         "--liveness", type=float, default=1.0, help="divides what judges a live session (1)"
     )
     given = parser.parse_args()
-    return trio.run(
-        lambda: suffer(given.rounds, given.seed, stall_s=given.stall, liveness=given.liveness)
+    run = functools.partial(
+        suffer,
+        given.rounds,
+        given.seed,
+        stall_s=given.stall,
+        scale=given.scale,
+        liveness=given.liveness,
     )
+    return trio.run(run)
 
 
 if __name__ == "__main__":

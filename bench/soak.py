@@ -116,7 +116,7 @@ class Storm:
             await trio.sleep(BURST_S)
             now = trio.current_time()
             # What a busy machine did not get to is made up for, within reason.
-            due += min(now - before, 20 * BURST_S) * self.trades / BURST / len(SYMBOLS)
+            due += min(now - before, 5 * BURST_S) * self.trades / BURST / len(SYMBOLS)
             before = now
             if self.on and due >= 1:
                 await scene.ask({"kind": "burst", "count": int(due)})

@@ -70,7 +70,7 @@ def garbage() -> list[bytes]:
     return [*packed, framed(b"\x92\x05" + b"\x91" * 60_000), b"\xff" * 9000, bytes(9000)]
 
 
-def storm(address: str) -> None:
+def storm(address: str, topics_each: int) -> None:
     """Everything at once that local programs can do to a daemon."""
     hello = codec.frame(Type.HELLO, 1, {"proto": [1, 1], "client": "storm"})
     topics = [f"trade.krx.{symbol}" for symbol in wire.symbols(512)]
@@ -81,9 +81,8 @@ def storm(address: str) -> None:
         subscribe_kfp(sock, topics[:count], "guest")
         guests.append(sock)
 
-    for count in (40, 512):
-        for _ in range(_CLIENTS if count == 40 else 5):
-            guest(count)
+    for _ in range(_CLIENTS * 40 // topics_each):
+        guest(topics_each)
     caller = connect(address)
     caller.sendall(hello)
     for number in range(60):
