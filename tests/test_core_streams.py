@@ -12,10 +12,12 @@ from hypothesis import given, settings, strategies as st
 from kisfeed.core.outbox import Outbox
 from kisfeed.core.streams import Subscriber, TopicStream, Touched
 from kisfeed.kfp import codec
-from kisfeed.kfp.events import Event, Gap, Lost, Status, Trade
+from kisfeed.kfp.events import Event, Gap, Lost, Raw, Status, Trade
 from kisfeed.kfp.messages import Code, Data, Mode, Source, Stream, Type
+from kisfeed.kis.rows import raw
 from tests.engine_bench import BOOK, CATALOGUE, TRADE
 
+RAW = "raw.H0STCNT0.005930"
 RTS = 1_795_140_000 * 10**9  # 2026-11-20 11:00 in Seoul
 MIDNIGHT = RTS + 13 * 3_600 * 10**9
 
@@ -329,3 +331,41 @@ def test_who_wants_the_latest_gets_it_behind_the_gap_before_it(mode: Mode) -> No
     assert [type(e) for e in told] == [Gap, Trade]
     assert told[1].sseq == 3
     assert subscriber.outbox.conflated == 2
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text("0aZ가\x00", max_size=300).map(str.encode),
+            st.binary(max_size=8).filter(lambda value: b"^" not in value),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_a_raw_row_is_the_same_to_programs_and_in_process(fields: list[bytes]) -> None:
+    hall = Hall()
+    hall.stream = TopicStream(1, CATALOGUE.topic(RAW), "raw.H0STCNT0", hall.touched)
+    outside, inside = hall.join(encode=True), hall.join()
+    hall.stream.row(fields, None, RTS, 0.0)
+    hall.touched.settle()
+    (event,) = take(inside)
+    (message,) = take(outside)
+    image = hall.stream.image()
+    assert image is not None
+    (shown,) = codec.Decoder().feed(image[0])
+    assert event.fields == raw(fields)
+    assert message[1:] == shown[1:] == [1, 1, 0, None, RTS, *event.fields]
+    assert isinstance(image[1], Raw)
+    assert attrs.evolve(image[1], image=False) == event
+
+
+def test_what_is_told_to_many_programs_is_one_frame() -> None:
+    hall = Hall()
+    programs = [hall.join(encode=True) for _ in range(3)]
+    inside = hall.join()
+    hall.held()
+    frames = [program.outbox.take(0.0)[0] for program in programs]
+    assert frames[0] is frames[1] is frames[2]
+    assert codec.Decoder().feed(frames[0])[0][0] == Type.STATUS
+    assert [type(event) for event in take(inside)] == [Status]

@@ -481,7 +481,7 @@ class Engine:
             if typed.schema == NOTICE:
                 self._on_notice(typed, fields, rts, now)
             else:
-                row, xts = maker.typed(fields) if typed.typed else (rows.raw(fields), None)
+                row, xts = maker.typed(fields) if typed.typed else (fields, None)
                 gap = typed.row(row, xts, rts, now)
                 telling = TELLING.get(typed.schema)
                 if telling is not None:
@@ -493,7 +493,7 @@ class Engine:
                 if gap is not None:
                     self._count(gap)
         if route.raw is not None:
-            gap = route.raw.row(rows.raw(fields), None, rts, now)
+            gap = route.raw.row(fields, None, rts, now)
             if gap is not None and typed is None:
                 self._count(gap)
 

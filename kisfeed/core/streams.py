@@ -26,6 +26,7 @@ from kisfeed.kfp.messages import (
     Stream,
     Type,
 )
+from kisfeed.kis.rows import raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -215,6 +216,14 @@ def tell(
         subscriber.control(frame, now)
 
 
+def _raw_frame(
+    kind: int, sid: int, sseq: int, flags: int, xts: int | None, rts: int, row: Sequence[bytes]
+) -> bytes:
+    if b"".join(row).isascii():
+        return codec.text_frame(kind, sid, sseq, flags, xts, rts, row)
+    return codec.tick_frame(kind, sid, sseq, flags, xts, rts, raw(row))
+
+
 @attrs.define(eq=False)
 class TopicStream:
     """One topic: its number, its state, its last value and who wants it.
@@ -223,7 +232,7 @@ class TopicStream:
         sid: small integer, the same for every client of this instance.
         schema: row schema, such as ``trade.v1``.
         trades: rows are trades, whose volume can be accounted.
-        typed: rows are integers and codes, not KIS's own texts.
+        typed: rows are integers and codes, not KIS's own texts, which stay bytes here.
         sseq: number of the last row; dense, starts with the instance.
         stream, data, code, since_ts: what STATUS says of it.
         broken_at: receive time of the last thing heard before the break that the next row ends;
@@ -257,12 +266,14 @@ class TopicStream:
     typed: bool = attrs.field(init=False)
     _byte_audience: _Audience[bytes] = attrs.field(init=False)
     _event_audience: _Audience[events.Event] = attrs.field(init=False)
+    _frame: Callable[..., bytes] = attrs.field(init=False)
     _xts: int | None = None
     _day: int | None = None
 
     def __attrs_post_init__(self) -> None:
         self.trades = self.schema == "trade.v1"
         self.typed = not self.schema.startswith("raw.")
+        self._frame = codec.tick_frame if self.typed else _raw_frame
         self._byte_audience = self.touched.frames.nobody()
         self._event_audience = self.touched.events.nobody()
 
@@ -318,7 +329,7 @@ class TopicStream:
         sid = self.sid
         touched = self.touched
         if self._byte_audience.boxes:
-            frame = codec.tick_frame(_TICK, sid, sseq, flags, xts, rts, row)
+            frame = self._frame(_TICK, sid, sseq, flags, xts, rts, row)
             touched.frames.add(self._byte_audience, (sid, sseq, frame, now))
         if self._event_audience.boxes:
             event_tick = (sid, sseq, self._event(_TICK, last), now)
@@ -327,6 +338,8 @@ class TopicStream:
         return gap
 
     def _event(self, kind: int, value: LastValue) -> events.Event:
+        if not self.typed:
+            value = value._replace(row=raw(value.row))
         return events.row_event(self.schema, self.topic.name, self.scale, kind, self.sid, *value)
 
     def _tell_gap(self, gap: Missed, rts: int, now: float) -> None:
@@ -407,5 +420,5 @@ class TopicStream:
             value = self.polled
         if value is None:
             return None
-        frame = codec.tick_frame(Type.IMAGE, self.sid, *value)
+        frame = self._frame(Type.IMAGE, self.sid, *value)
         return frame, self._event(Type.IMAGE, value)
