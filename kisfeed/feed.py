@@ -760,6 +760,7 @@ async def run_daemon(
     runtime_dir: Path,
     sim: simulator.Options | None = None,
     hide: Callable[[Secret], None] = lambda _secret: None,
+    say: Callable[[str], str] = str,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve one feed on a Unix socket until cancelled; clients are told before it ends.
@@ -769,6 +770,7 @@ async def run_daemon(
         runtime_dir: where the socket goes unless the configuration says.
         sim: bring a simulated KIS along and speak to that.
         hide: given every key and token as it comes, for whoever must keep it out of the logs.
+        say: gives a text in the language of whoever is told of trouble.
         task_status: told the socket's path once clients can connect.
 
     Raises:
@@ -806,7 +808,7 @@ async def run_daemon(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(feed.metrics.run, _metrics_file(config), ThreadDisk())
             names = {"profile": config.profile, "environment": str(config.environment)}
-            notifier = Notifier(config.notify, names, feed.status, clock, post_notice)
+            notifier = Notifier(config.notify, names, feed.status, clock, post_notice, say)
             nursery.start_soon(notifier.run)
             nursery.start_soon(manager.keep_alive, lambda: str(feed.engine.connection.state))
             await nursery.start(serve, listener, _Door(feed), config.gateway)

@@ -107,7 +107,8 @@ class Told:
 
     def notifier(self, rules: Notify) -> Notifier:
         clock = seams.VirtualClock(WALL)
-        return Notifier(rules, {"profile": "p"}, lambda: self.status, clock, self.post)
+        names, status = {"profile": "p"}, lambda: self.status
+        return Notifier(rules, names, status, clock, self.post, lambda text: f"say: {text}")
 
 
 RULES = Notify(post=Secret(URL), again_s=300.0, timeout_s=10.0)
@@ -128,6 +129,7 @@ async def test_what_begins_and_what_is_over_is_told_once(autojump_clock: MockClo
         ("drift", False, "p"),
         ("drift", True, "p"),
     ]
+    assert {m["text"] for m in told.messages} == {"say: KIS sends records of an unknown width"}
 
 
 async def test_trouble_that_flutters_is_not_told_each_time(autojump_clock: MockClock) -> None:

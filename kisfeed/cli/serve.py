@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Option, common, daemon_options, own_command
 from kisfeed.cli.sim import market_options
 
@@ -106,7 +106,9 @@ async def _serve(
     runtime = places.runtime_folder()
     async with trio.open_nursery() as nursery:
         socket = await nursery.start(
-            functools.partial(feed.run_daemon, config, runtime_dir=runtime, sim=options, hide=hide)
+            functools.partial(
+                feed.run_daemon, config, runtime_dir=runtime, sim=options, hide=hide, say=said
+            )
         )
         _announce(config, socket, as_json=as_json)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
+from kisfeed.texts import Phrase
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -29,33 +31,35 @@ def troubles(status: Mapping[str, Any]) -> dict[str, str]:
     """What a person should know of, from the map that ``kisfeed status --json`` shows.
 
     Returns:
-        A stable name for each, and a text in English.
+        A stable name for each, and a text.
     """
     found: dict[str, str] = {}
     connection, rest = status["connection"], status["rest"]
     waiting = connection["state"] == "RECONNECT_BACKOFF"
     if waiting and connection["reason"] == "in_use":
-        found["in_use"] = "another program holds this appkey's session"
+        found["in_use"] = Phrase("another program holds this appkey's session")
     elif waiting and status["liveness"]["market_open"] and connection["for_s"] >= _DOWN_S:
-        found["session_down"] = f"no session in open hours: {connection['reason']}"
+        found["session_down"] = Phrase("no session in open hours: {why}", why=connection["reason"])
     if connection["breaker"]["phase"] != "closed":
-        found["breaker"] = f"the session's breaker is open: {connection['breaker']['reason']}"
+        why = connection["breaker"]["reason"]
+        found["breaker"] = Phrase("the session's breaker is open: {why}", why=why)
     if rest["breaker"]["open"]:
-        found["rest_down"] = "KIS's REST host does not answer"
+        found["rest_down"] = Phrase("KIS's REST host does not answer")
     token = rest["token"]
     if token["state"] != "valid" and token["failures"]:
-        found["token_dead"] = f"no access token: {token['why']}"
+        found["token_dead"] = Phrase("no access token: {why}", why=token["why"])
     if token["state"] == "refused":
-        found["token_dead"] = f"no access token: {token['why']}"
+        found["token_dead"] = Phrase("no access token: {why}", why=token["why"])
     orders = status.get("orders") or {}
     if orders.get("in_doubt"):
-        found["order_unknown"] = f"orders in doubt: {', '.join(orders['in_doubt'])}"
+        ids = ", ".join(orders["in_doubt"])
+        found["order_unknown"] = Phrase("orders in doubt: {ids}", ids=ids)
     if orders.get("halted"):
-        found["halt"] = f"orders are halted: {orders['halted']['reason']}"
+        found["halt"] = Phrase("orders are halted: {why}", why=orders["halted"]["reason"])
     if status["counts"]["drifts"]:
-        found["drift"] = "KIS sends records of an unknown width"
+        found["drift"] = Phrase("KIS sends records of an unknown width")
     if status["state_folder"] != "ok" or token["file"] != "ok":
-        found["disk"] = "the state folder cannot be written"
+        found["disk"] = Phrase("the state folder cannot be written")
     return found
 
 
@@ -66,6 +70,14 @@ class Notifier:
     Telling happens in a task of its own: one that takes long or fails holds up nothing but the
     next message. Only so many messages wait; what comes on top is counted and lost.
 
+    Args:
+        rules: whom to tell, and how often.
+        names: what else is in every message.
+        status: what ``kisfeed status --json`` shows.
+        clock: for pauses and stamps.
+        post: sends a message to an address.
+        say: gives a text in the language of whoever is told.
+
     Attributes:
         told, lost: messages delivered, and not.
     """
@@ -75,6 +87,7 @@ class Notifier:
     _status: Callable[[], Mapping[str, Any]]
     _clock: Clock
     _post: Post
+    _say: Callable[[str], str] = str
     told: int = attrs.field(default=0, init=False)
     lost: int = attrs.field(default=0, init=False)
     _present: dict[str, str] = attrs.field(factory=dict, init=False)
@@ -114,7 +127,7 @@ class Notifier:
             "type": "trouble",
             "trouble": name,
             "over": over,
-            "text": text,
+            "text": self._say(text),
             "ts": self._clock.wall_ns(),
             **self._names,
         }
