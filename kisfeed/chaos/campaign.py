@@ -18,6 +18,7 @@ from kisfeed.chaos import planted, schedule
 from kisfeed.chaos.findings import Finding
 from kisfeed.chaos.invariants import INVARIANTS, measure
 from kisfeed.chaos.run import play
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -116,24 +117,23 @@ class Report:
             self.counts.setdefault(name, Counter()).update(found.counts)
             self.marks.setdefault(name, Counter()).update(found.marks)
 
-    def figure(self, name: str) -> str:
-        """What an invariant's row says."""
-        parts = [f"{what} {value:.6g}" for what, value in self.worst.get(name, {}).items()]
+    def figure(self, name: str, say: Callable[[str], str] = str) -> str:
+        """What an invariant's row says; *say* gives words in the reader's language."""
+        parts = [f"{say(what)} {value:.6g}" for what, value in self.worst.get(name, {}).items()]
         for what, values in self.samples.get(name, {}).items():
             ordered = sorted(values)
             if ordered:
                 p50, p99 = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
-                parts.append(
-                    f"{what} p50 {p50:.4g}, p99 {p99:.4g}, max {ordered[-1]:.4g} ({len(ordered):,})"
-                )
+                figures = f"p50 {p50:.4g}, p99 {p99:.4g}, max {ordered[-1]:.4g}"
+                parts.append(f"{say(what)} {figures} ({len(ordered):,})")
         counts = self.counts.get(name, Counter())
-        parts += [f"{what} {value:,}" for what, value in counts.items()]
+        parts += [f"{say(what)} {value:,}" for what, value in counts.items()]
         if self.marks.get(name):
-            parts.append(f"{len(self.marks[name])} kinds of change seen")
-        return "; ".join(parts) or "nothing to measure in these seeds"
+            parts.append(say(Phrase("{count} kinds of change seen", count=len(self.marks[name]))))
+        return "; ".join(parts) or say(Phrase("nothing to measure in these seeds"))
 
-    def to_map(self) -> dict[str, Any]:
-        """JSON-able."""
+    def to_map(self, say: Callable[[str], str] = str) -> dict[str, Any]:
+        """JSON-able; *say* gives words in the reader's language."""
         broken = Counter(name for verdict in self.broken for name in verdict.faults)
         return {
             "seeds": self.runs,
@@ -144,9 +144,9 @@ class Report:
             "invariants": [
                 {
                     "id": i.id,
-                    "says": i.says,
+                    "says": say(i.says),
                     "measured": i.measure is not None,
-                    "figure": self.figure(i.id) if i.measure is not None else i.instead,
+                    "figure": self.figure(i.id, say) if i.measure is not None else say(i.instead),
                     "broken_in": broken[i.id],
                 }
                 for i in INVARIANTS

@@ -25,6 +25,7 @@ from kisfeed.core.connection import TRANSITIONS, Reason, State
 from kisfeed.kfp import events
 from kisfeed.limits import resolve
 from kisfeed.simulator import Happening
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ _COMMAND_S: Final = 5.0
 _OPEN: Final = 1
 _SUSPECT: Final = 2
 _CAP: Final = 41
+_WINDOWS: Final = (Phrase("in any 60 s"), Phrase("in any hour"), Phrase("in any day"))
 _FORGIVING: Final = ("order", "release", "suspend")
 
 
@@ -65,19 +67,19 @@ def _windows(seen: Seen, limits: Limits) -> Finding:
     times = sorted(run.real(at) for at in run.exchange.connects)
     worst: dict[str, float] = {}
     faults = []
-    for window, name in zip(limits.dials, ("60 s", "hour", "day"), strict=True):
+    for window, name in zip(limits.dials, _WINDOWS, strict=True):
         seconds = window.seconds / run.rules.time_scale
         most = most_within(times, seconds)
-        worst[f"in a {name}"] = most
+        worst[name] = most
         if most > window.count:
             faults.append(f"{most} connects in {seconds:g} s, {window.count} are allowed")
-    return Finding(worst, samples={"connects a run": [len(times)]}, faults=tuple(faults))
+    return Finding(worst, samples={Phrase("connects a run"): [len(times)]}, faults=tuple(faults))
 
 
 def _windows_over_lives(seen: Seen, limits: Limits) -> Finding:
     lives = sum(life.how in {"kill", "stop"} for life in seen.run.lives)
     found = _windows(seen, limits) if lives else Finding()
-    return Finding(found.worst, counts={"restarts": lives}, faults=found.faults)
+    return Finding(found.worst, counts={Phrase("restarts"): lives}, faults=found.faults)
 
 
 def _overlap(seen: Seen, _: Limits) -> Finding:
@@ -85,7 +87,7 @@ def _overlap(seen: Seen, _: Limits) -> Finding:
         max(0.0, a.wire.down_at - b.wire.opened_at) for a, b in itertools.pairwise(seen.lines)
     )
     return Finding(
-        {"overlap s": seconds},
+        {Phrase("overlap s"): seconds},
         faults=(f"two connections of ours for {seconds:.3f} s",) if seconds > 0 else (),
     )
 
@@ -106,7 +108,7 @@ def _voluntary(seen: Seen, _: Limits) -> Finding:
             and not _provoked(line, seen)
         ):
             faults.append(f"{wire.down_at:.3f}: a session of {line.lived:.3f} s was closed by us")
-    return Finding(samples={"lifetime s": lifetimes}, faults=tuple(faults))
+    return Finding(samples={Phrase("lifetime s"): lifetimes}, faults=tuple(faults))
 
 
 def _provoked(line: Line, seen: Seen) -> bool:
@@ -162,7 +164,7 @@ def _backoff(seen: Seen, _: Limits) -> Finding:
             gaps.append(gap * rules.time_scale)
             if gap < least - 0.001:
                 faults.append(f"{two.began_at:.3f}: {gap:.3f} s after failure {failures}")
-    return Finding(samples={"pause s": gaps}, faults=tuple(faults))
+    return Finding(samples={Phrase("pause s"): gaps}, faults=tuple(faults))
 
 
 def _breaker(seen: Seen, _: Limits) -> Finding:
@@ -183,7 +185,9 @@ def _breaker(seen: Seen, _: Limits) -> Finding:
         elif not (stopped or ordered):
             young, last_end = young + 1, wire.down_at
     return Finding(
-        {"dials while open": len(faults)}, counts={"times open": opened}, faults=tuple(faults)
+        {Phrase("dials while open"): len(faults)},
+        counts={Phrase("times open"): opened},
+        faults=tuple(faults),
     )
 
 
@@ -212,7 +216,9 @@ def _codes(seen: Seen, limits: Limits) -> Finding:
     faults = found.faults
     if run.case.setup.scale == 1 and most > 1 + renewed:
         faults += (f"{most} approval keys after one was refused",)
-    return attrs.evolve(found, worst={**found.worst, "keys after OPSP0011": most}, faults=faults)
+    return attrs.evolve(
+        found, worst={**found.worst, Phrase("keys after OPSP0011"): most}, faults=faults
+    )
 
 
 def _in_use(seen: Seen, _: Limits) -> Finding:
@@ -236,7 +242,11 @@ def _in_use(seen: Seen, _: Limits) -> Finding:
             reissued += sum(told < at < dialled for at in issued)
     if reissued and run.case.setup.scale == 1:
         faults.append(f"{reissued} approval keys issued while in use")
-    return Finding({"keys reissued": reissued}, {"wait after 8996 s": gaps}, faults=tuple(faults))
+    return Finding(
+        {Phrase("keys reissued"): reissued},
+        {Phrase("wait after 8996 s"): gaps},
+        faults=tuple(faults),
+    )
 
 
 _LEGAL: Final = {(str(old), str(new)) for (old, _), new in TRANSITIONS.items() if old is not new}
@@ -266,8 +276,9 @@ def _heal(seen: Seen, _: Limits) -> Finding:
     took = run.ending.well_after
     bound = WELL_S / run.rules.time_scale
     faults = () if took <= bound else (f"no live session {bound:g} s after the heal",)
-    kind = "scaled" if run.rules.time_scale > 1 else "real rules"
-    return Finding(samples={f"heal to live s ({kind})": [took]}, faults=faults)
+    scaled = run.rules.time_scale > 1
+    what = Phrase("heal to live s (scaled)") if scaled else Phrase("heal to live s (real rules)")
+    return Finding(samples={what: [took]}, faults=faults)
 
 
 def _teardown(seen: Seen, _: Limits) -> Finding:
@@ -285,7 +296,9 @@ def _teardown(seen: Seen, _: Limits) -> Finding:
     left = len(run.kis.wires) - len(ended)
     if left and not run.crash:
         faults.append(f"{left} connections left open behind the daemon")
-    return Finding({"close s": most}, counts={"left open": left}, faults=tuple(faults))
+    return Finding(
+        {Phrase("close s"): most}, counts={Phrase("left open"): left}, faults=tuple(faults)
+    )
 
 
 # Registrations.
@@ -299,7 +312,7 @@ def _registered(seen: Seen, _: Limits) -> Finding:
     kinds = {step.kind for step in run.case.steps}
     if refused and run.case.setup.cap == _CAP and not kinds & {"kis.cap", "kis.nack"}:
         faults.append(f"{refused} subscribes over the cap")
-    return Finding({"registered": most}, faults=tuple(faults))
+    return Finding({Phrase("registered"): most}, faults=tuple(faults))
 
 
 def _agreement(seen: Seen, _: Limits) -> Finding:
@@ -309,7 +322,7 @@ def _agreement(seen: Seen, _: Limits) -> Finding:
     if math.isinf(ending.settled_after):
         return Finding(faults=("never settled after the heal",))
     return Finding(
-        {"difference": len(unlike)},
+        {Phrase("difference"): len(unlike)},
         faults=(f"held and registered differ by {unlike[:3]}",) if unlike else (),
     )
 
@@ -327,7 +340,9 @@ def _wrong_active(seen: Seen, _: Limits) -> Finding:
             ):
                 wrong += 1
                 faults.append(f"{at:.3f}: {event.topic} told open without an ACK")
-    return Finding({"wrong": wrong}, counts={"told open": checked}, faults=tuple(faults))
+    return Finding(
+        {Phrase("wrong"): wrong}, counts={Phrase("told open"): checked}, faults=tuple(faults)
+    )
 
 
 def _operations(seen: Seen, limits: Limits) -> Finding:
@@ -339,7 +354,7 @@ def _operations(seen: Seen, limits: Limits) -> Finding:
     )
     bound = window.count
     return Finding(
-        {"in a window": most},
+        {Phrase("in a window"): most},
         faults=(f"{most} control messages in {seconds:g} s",) if most > bound else (),
     )
 
@@ -353,7 +368,7 @@ def _flips(seen: Seen, _: Limits) -> Finding:
     seconds = 60.0 / run.rules.time_scale
     most = max((most_within(t, seconds) for t in times.values()), default=0)
     return Finding(
-        {"subscribes a minute": most},
+        {Phrase("subscribes a minute"): most},
         faults=(f"one topic subscribed {most} times in {seconds:g} s",) if most > 3 else (),
     )
 
@@ -371,7 +386,7 @@ def _pinned(seen: Seen, _: Limits) -> Finding:
     # Both pinned and two slots for them: then there is room for one.
     if run.case.setup.cap <= len(names) or any(s.kind == "kis.cap" for s in run.case.steps):
         return Finding()
-    return Finding({"evicted": len(evicted)}, faults=tuple(evicted))
+    return Finding({Phrase("evicted"): len(evicted)}, faults=tuple(evicted))
 
 
 def _refusals_told(line: Line) -> int:
@@ -396,7 +411,7 @@ def _over_cap(seen: Seen, _: Limits) -> Finding:
     nacks = sum(s.count for s in run.case.steps if s.kind in untrue and s.code == "OPSP0008")
     bound = 3 + 2 * falls + nacks
     return Finding(
-        {"refused in a session": most if not nacks else 0},
+        {Phrase("refused in a session"): most if not nacks else 0},
         faults=(f"{most} subscribes over the cap in one session",) if most > bound else (),
     )
 
@@ -421,7 +436,11 @@ def _origin(seen: Seen, _: Limits) -> Finding:
                 )
                 continue
             last[event.topic] = place
-    return Finding({"invented": len(faults)}, counts={"ticks": checked}, faults=tuple(faults[:5]))
+    return Finding(
+        {Phrase("invented"): len(faults)},
+        counts={Phrase("ticks"): checked},
+        faults=tuple(faults[:5]),
+    )
 
 
 def _acknowledged(seen: Seen, _: Limits) -> Finding:
@@ -440,7 +459,11 @@ def _acknowledged(seen: Seen, _: Limits) -> Finding:
             key = key_of(event.topic)
             if not any(r.key == key and r.subscribe and r.at <= at for r in line.requests):
                 faults.append(f"{at:.3f}: {event.topic} was not asked for on that session")
-    return Finding({"unasked": len(faults)}, counts={"ticks": checked}, faults=tuple(faults[:5]))
+    return Finding(
+        {Phrase("unasked"): len(faults)},
+        counts={Phrase("ticks"): checked},
+        faults=tuple(faults[:5]),
+    )
 
 
 @attrs.define(eq=False)
@@ -494,12 +517,12 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                     event.cum_qty, event.sseq, clock, account.place if place is None else place
                 )
     return Finding(
-        {"unexplained": len(faults)},
+        {Phrase("unexplained"): len(faults)},
         counts={
-            "shares missed": shares,
-            "told": told,
-            "holes of unknown size": unknown,
-            "ticks lost": lost,
+            Phrase("shares missed"): shares,
+            Phrase("told"): told,
+            Phrase("holes of unknown size"): unknown,
+            Phrase("ticks lost"): lost,
         },
         faults=tuple(faults[:5]),
     )
@@ -557,7 +580,8 @@ def _silence(seen: Seen, _: Limits) -> Finding:
             if two - one > longest:
                 faults.append(f"{one:.3f}: silent for {two - one:.3f} s and not given up")
     return Finding(
-        samples={"suspect after s": suspect, "given up after s": dead}, faults=tuple(faults)
+        samples={Phrase("suspect after s"): suspect, Phrase("given up after s"): dead},
+        faults=tuple(faults),
     )
 
 
@@ -583,7 +607,10 @@ def _queues(seen: Seen, _: Limits) -> Finding:
     ]
     most = max((beat.q_bytes for beat in beats), default=0)
     return Finding(
-        {"q_bytes": most, "q_age ms": max((beat.q_age_ms for beat in beats), default=0)},
+        {
+            Phrase("q_bytes"): most,
+            Phrase("q_age ms"): max((beat.q_age_ms for beat in beats), default=0),
+        },
         faults=(f"{most} bytes queued for one program",) if most > 2 * 262_144 else (),
     )
 
@@ -591,8 +618,8 @@ def _queues(seen: Seen, _: Limits) -> Finding:
 def _hostile(seen: Seen, _: Limits) -> Finding:
     left = seen.run.hostile.count("left open")
     return Finding(
-        {"left open": left},
-        counts={"hostile connections": len(seen.run.hostile)},
+        {Phrase("left open"): left},
+        counts={Phrase("hostile connections"): len(seen.run.hostile)},
         faults=(f"{left} connections of nonsense were left open",) if left else (),
     )
 
@@ -617,7 +644,11 @@ def _states_first(seen: Seen, _: Limits) -> Finding:
                     faults.append(
                         f"{at:.3f}: {program.name} got a tick of epoch {line.epoch} in {epoch}"
                     )
-    return Finding({"inversions": len(faults)}, counts={"ticks": checked}, faults=tuple(faults[:5]))
+    return Finding(
+        {Phrase("inversions"): len(faults)},
+        counts={Phrase("ticks"): checked},
+        faults=tuple(faults[:5]),
+    )
 
 
 # Tokens, limits, clocks.
@@ -628,7 +659,7 @@ def _tokens(seen: Seen, limits: Limits) -> Finding:
     times = [run.real(line.at) for line in run.exchange.history if line.what is Happening.TOKEN]
     most = most_within(times, limits.tokens.seconds - 0.001)
     return Finding(
-        {"in 60 s": most},
+        {Phrase("in 60 s"): most},
         faults=(f"{most} token issues in 60 s",) if most > limits.tokens.count else (),
     )
 
@@ -637,8 +668,8 @@ def _rest(seen: Seen, limits: Limits) -> Finding:
     times = [at for at, path, _status in seen.run.rest_calls if not path.startswith("/oauth2")]
     most = most_within(times, limits.rest.seconds - 0.001)
     return Finding(
-        {"in a second": most},
-        counts={"calls": len(times)},
+        {Phrase("in a second"): most},
+        counts={Phrase("calls"): len(times)},
         faults=(f"{most} REST calls in a second",) if most > limits.rest.count else (),
     )
 
@@ -649,7 +680,9 @@ def _steps(seen: Seen, limits: Limits) -> Finding:
         return Finding()
     found = [_windows(seen, limits), _breaker(seen, limits), _backoff(seen, limits)]
     faults = tuple(f for one in found for f in one.faults)
-    return Finding({"deviations": len(faults)}, counts={"clock steps": steps}, faults=faults)
+    return Finding(
+        {Phrase("deviations"): len(faults)}, counts={Phrase("clock steps"): steps}, faults=faults
+    )
 
 
 def _suspended(seen: Seen, _: Limits) -> Finding:
@@ -668,7 +701,9 @@ def _suspended(seen: Seen, _: Limits) -> Finding:
             took.append(said - at)
         elif not _away(run, at, at + 6.0) and run.ended_at > at + 6.0:
             faults.append(f"{at:.3f}: slept for {seconds:g} s and not told")
-    return Finding({"connects after": most}, {"told after s": took}, faults=tuple(faults))
+    return Finding(
+        {Phrase("connects after"): most}, {Phrase("told after s"): took}, faults=tuple(faults)
+    )
 
 
 def _canaries(seen: Seen, _: Limits) -> Finding:
@@ -679,8 +714,8 @@ def _canaries(seen: Seen, _: Limits) -> Finding:
     secrets = [APPKEY, APPSECRET, ACCOUNT.partition("-")[0], *run.secrets]
     hits = sum(secret in text for secret in dict.fromkeys(secrets))
     return Finding(
-        {"hits": hits},
-        counts={"log lines": len(run.logged)},
+        {Phrase("hits"): hits},
+        counts={Phrase("log lines"): len(run.logged)},
         faults=(f"{hits} secrets in the log",) if hits else (),
     )
 
@@ -688,74 +723,96 @@ def _canaries(seen: Seen, _: Limits) -> Finding:
 def _exits(seen: Seen, _: Limits) -> Finding:
     took = [life.ended_at - life.told_at for life in seen.run.lives if life.how in {"stop", "end"}]
     slow = [f"took {t:.3f} s to end" for t in took if not t <= 5.0]
-    return Finding(samples={"exit s": took}, faults=tuple(slow))
+    return Finding(samples={Phrase("exit s"): took}, faults=tuple(slow))
 
 
 def _names(seen: Seen, _: Limits) -> Finding:
     kinds = [s.kind for s in seen.run.case.steps]
     hangs = kinds.count("dial_dns") + kinds.count("dial_hang")
     return Finding(
-        counts={"dials that hang or have no name": hangs},
+        counts={Phrase("dials that hang or have no name"): hangs},
         faults=_exits(seen, _).faults if hangs else (),
     )
 
 
 INVARIANTS: Final = (
-    Invariant("I1", "connects in any 60 s, hour, day <= 3, 12, 60", _windows),
-    Invariant("I2", "the same across restarts and kills", _windows_over_lives),
-    Invariant("I3", "never two sessions of one appkey", _overlap),
-    Invariant("I4", "no session younger than 60 s is closed by us unprovoked", _voluntary),
-    Invariant("I5", "pauses grow until a session lived and carried data", _backoff),
-    Invariant("I6", "no dial while the breaker is open", _breaker),
-    Invariant("I7", "OPSP8996: at least 60 s, and no new key; OPSP0011: one new key", _codes),
-    Invariant("I8", "only listed changes of state", _transitions),
-    Invariant("I9", "a permanent heal leads to a live session", _heal),
-    Invariant("I10", "a session is torn down within its close limit", _teardown),
-    Invariant("I11", "at most 41 registrations at any instant", _registered),
-    Invariant("I12", "after quiet both sides hold the same", _agreement),
-    Invariant("I13", "nothing is called open before its ACK", _wrong_active),
-    Invariant("I14", "control messages within their limit", _operations),
-    Invariant("I15", "no topic is subscribed more than 3 times a minute", _flips),
-    Invariant("I16", "a pinned topic is never evicted", _pinned),
-    Invariant("I17", "a lower cap is learnt, without a loop", _over_cap),
-    Invariant("I18", "every tick was asked for on its session", _acknowledged),
-    Invariant("I19", "every tick was sent, once, in this order", _origin),
-    Invariant("I20", "every share and tick that is missing is told", _holes),
-    Invariant("I21", "any bytes parse or are refused", None, "tests/fuzz, tests/test_kis_frames"),
-    Invariant("I22", "parse(encode(x)) = x for every TR", None, "tests/test_kis_frames, _rows"),
-    Invariant("I23", "silence is told after 45 s and ended after 90 s", _silence),
+    Invariant("I1", Phrase("connects in any 60 s, hour, day <= 3, 12, 60"), _windows),
+    Invariant("I2", Phrase("the same across restarts and kills"), _windows_over_lives),
+    Invariant("I3", Phrase("never two sessions of one appkey"), _overlap),
+    Invariant("I4", Phrase("no session younger than 60 s is closed by us unprovoked"), _voluntary),
+    Invariant("I5", Phrase("pauses grow until a session lived and carried data"), _backoff),
+    Invariant("I6", Phrase("no dial while the breaker is open"), _breaker),
+    Invariant(
+        "I7", Phrase("OPSP8996: at least 60 s, and no new key; OPSP0011: one new key"), _codes
+    ),
+    Invariant("I8", Phrase("only listed changes of state"), _transitions),
+    Invariant("I9", Phrase("a permanent heal leads to a live session"), _heal),
+    Invariant("I10", Phrase("a session is torn down within its close limit"), _teardown),
+    Invariant("I11", Phrase("at most 41 registrations at any instant"), _registered),
+    Invariant("I12", Phrase("after quiet both sides hold the same"), _agreement),
+    Invariant("I13", Phrase("nothing is called open before its ACK"), _wrong_active),
+    Invariant("I14", Phrase("control messages within their limit"), _operations),
+    Invariant("I15", Phrase("no topic is subscribed more than 3 times a minute"), _flips),
+    Invariant("I16", Phrase("a pinned topic is never evicted"), _pinned),
+    Invariant("I17", Phrase("a lower cap is learnt, without a loop"), _over_cap),
+    Invariant("I18", Phrase("every tick was asked for on its session"), _acknowledged),
+    Invariant("I19", Phrase("every tick was sent, once, in this order"), _origin),
+    Invariant("I20", Phrase("every share and tick that is missing is told"), _holes),
+    Invariant(
+        "I21", Phrase("any bytes parse or are refused"), None, "tests/fuzz, tests/test_kis_frames"
+    ),
+    Invariant(
+        "I22", Phrase("parse(encode(x)) = x for every TR"), None, "tests/test_kis_frames, _rows"
+    ),
+    Invariant("I23", Phrase("silence is told after 45 s and ended after 90 s"), _silence),
     Invariant(
         "I24",
-        "no TCP acknowledgement: found within 15 s",
+        Phrase("no TCP acknowledgement: found within 15 s"),
         None,
-        "the kernel's own work; needs a network namespace",
+        Phrase("the kernel's own work; needs a network namespace"),
     ),
-    Invariant("I25", "a stuck program delays no other", None, "wall time: bench, real sockets"),
-    Invariant("I26", "queues keep their bounds", _queues),
-    Invariant("I27", "the reader never pauses for 5 ms", None, "wall time: bench, real sockets"),
-    Invariant("I28", "nonsense ends in an answer or a close", _hostile),
-    Invariant("I29", "the new epoch is told before its ticks", _states_first),
-    Invariant("I30", "one user, one daemon, one socket", None, "tests/test_gateway_listener"),
-    Invariant("I31", "one token issue in 60 s", _tokens),
-    Invariant("I32", "a valid token outlives failed renewals", None, "tests/test_core_tokens"),
-    Invariant("I33", "REST calls in any second <= 18", _rest),
-    Invariant("I34", "permits neither leak nor starve", None, "tests/test_core_limiter"),
-    Invariant("I35", "clock steps change no limit", _steps),
-    Invariant("I36", "an order is executed at most once", ordering.once),
-    Invariant("I37", "the intent is on disk before a byte leaves", ordering.intended),
-    Invariant("I38", "an outcome rests on evidence", ordering.evidence),
-    Invariant("I39", "nothing is sent beside its twin in doubt", ordering.twins),
-    Invariant("I40", "doubt ends in KIS's truth or with a person", ordering.settled),
-    Invariant("I41", "nothing leaves after a halt", ordering.halted),
-    Invariant("I42", "an old order is dropped, not sent late", ordering.in_time),
-    Invariant("I43", "a torn journal replays to a prefix", None, "tests/test_rest_journal"),
-    Invariant("I44", "memory, descriptors and tasks stay flat", None, "python -m bench.soak"),
-    Invariant("I45", "no secret in any log line", _canaries),
-    Invariant("I46", "a stalled loop loses its watchdog", None, "tests/test_ops_sdnotify"),
-    Invariant("I47", "after a suspend one session at most, told at once", _suspended),
-    Invariant("I48", "SIGTERM at any instant ends within 5 s", _exits),
-    Invariant("I49", "names that hang stop nothing else", _names),
-    Invariant("I50", "the same seed, the same digest", None, "kisfeed chaos --digests"),
+    Invariant(
+        "I25",
+        Phrase("a stuck program delays no other"),
+        None,
+        Phrase("wall time: bench, real sockets"),
+    ),
+    Invariant("I26", Phrase("queues keep their bounds"), _queues),
+    Invariant(
+        "I27",
+        Phrase("the reader never pauses for 5 ms"),
+        None,
+        Phrase("wall time: bench, real sockets"),
+    ),
+    Invariant("I28", Phrase("nonsense ends in an answer or a close"), _hostile),
+    Invariant("I29", Phrase("the new epoch is told before its ticks"), _states_first),
+    Invariant(
+        "I30", Phrase("one user, one daemon, one socket"), None, "tests/test_gateway_listener"
+    ),
+    Invariant("I31", Phrase("one token issue in 60 s"), _tokens),
+    Invariant(
+        "I32", Phrase("a valid token outlives failed renewals"), None, "tests/test_core_tokens"
+    ),
+    Invariant("I33", Phrase("REST calls in any second <= 18"), _rest),
+    Invariant("I34", Phrase("permits neither leak nor starve"), None, "tests/test_core_limiter"),
+    Invariant("I35", Phrase("clock steps change no limit"), _steps),
+    Invariant("I36", Phrase("an order is executed at most once"), ordering.once),
+    Invariant("I37", Phrase("the intent is on disk before a byte leaves"), ordering.intended),
+    Invariant("I38", Phrase("an outcome rests on evidence"), ordering.evidence),
+    Invariant("I39", Phrase("nothing is sent beside its twin in doubt"), ordering.twins),
+    Invariant("I40", Phrase("doubt ends in KIS's truth or with a person"), ordering.settled),
+    Invariant("I41", Phrase("nothing leaves after a halt"), ordering.halted),
+    Invariant("I42", Phrase("an old order is dropped, not sent late"), ordering.in_time),
+    Invariant("I43", Phrase("a torn journal replays to a prefix"), None, "tests/test_rest_journal"),
+    Invariant(
+        "I44", Phrase("memory, descriptors and tasks stay flat"), None, "python -m bench.soak"
+    ),
+    Invariant("I45", Phrase("no secret in any log line"), _canaries),
+    Invariant("I46", Phrase("a stalled loop loses its watchdog"), None, "tests/test_ops_sdnotify"),
+    Invariant("I47", Phrase("after a suspend one session at most, told at once"), _suspended),
+    Invariant("I48", Phrase("SIGTERM at any instant ends within 5 s"), _exits),
+    Invariant("I49", Phrase("names that hang stop nothing else"), _names),
+    Invariant("I50", Phrase("the same seed, the same digest"), None, "kisfeed chaos --digests"),
 )
 """All fifty, in order."""
 

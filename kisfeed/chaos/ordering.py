@@ -9,6 +9,7 @@ from kisfeed.chaos.findings import Finding
 from kisfeed.chaos.schedule import Trouble
 from kisfeed.config import Orders
 from kisfeed.kfp.orders import OrderState
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from kisfeed.chaos.run import Run
@@ -64,10 +65,10 @@ def once(seen: Seen, _: Limits) -> Finding:
         if len(orders) > len(days.get(terms, ()))
     }
     return Finding(
-        {"executed beyond once": sum(too_many.values())},
+        {Phrase("executed beyond once"): sum(too_many.values())},
         counts={
-            "requests": len(run.trader.asked),
-            "executed": sum(map(len, taken.values())),
+            Phrase("requests"): len(run.trader.asked),
+            Phrase("executed"): sum(map(len, taken.values())),
         },
         faults=tuple(f"{terms} was executed {n} times too often" for terms, n in too_many.items()),
     )
@@ -78,8 +79,8 @@ def intended(seen: Seen, _: Limits) -> Finding:
     posts = seen.run.trader.posts
     bare = [post for post in posts if not post.intended]
     return Finding(
-        {"without an intent": len(bare)},
-        counts={"POSTs": len(posts)},
+        {Phrase("without an intent"): len(bare)},
+        counts={Phrase("POSTs"): len(posts)},
         faults=tuple(f"{post.began_at:.3f}: a POST without its intent" for post in bare[:5]),
     )
 
@@ -110,10 +111,10 @@ def evidence(seen: Seen, _: Limits) -> Finding:
         ):
             faults.append(f"{name} is said to be {order['state']} and was executed")
     return Finding(
-        {"misclassified": len(faults)},
+        {Phrase("misclassified"): len(faults)},
         counts={
             **Counter(str(o["state"]) for o in run.trader.final.values()),
-            "a person's order taken for a lost one": taken_over,
+            Phrase("a person's order taken for a lost one"): taken_over,
         },
         faults=tuple(faults),
     )
@@ -137,7 +138,7 @@ def twins(seen: Seen, _: Limits) -> Finding:
             faults.append(f"{post.began_at:.3f}: the twin of an order in doubt was sent")
         if len(doubtful) >= rules.max_unknown:
             faults.append(f"{post.began_at:.3f}: sent with {len(doubtful)} in doubt")
-    return Finding({"sent beside doubts": most}, faults=tuple(faults))
+    return Finding({Phrase("sent beside doubts"): most}, faults=tuple(faults))
 
 
 def settled(seen: Seen, _: Limits) -> Finding:
@@ -159,8 +160,8 @@ def settled(seen: Seen, _: Limits) -> Finding:
         ):
             faults.append(f"{name} was left to a person, and the list shows it")
     return Finding(
-        {"still unknown": sum(o["state"] in _UNSETTLED for o in run.trader.final.values())},
-        {"settled by the list after s": took},
+        {Phrase("still unknown"): sum(o["state"] in _UNSETTLED for o in run.trader.final.values())},
+        {Phrase("settled by the list after s"): took},
         faults=tuple(faults),
     )
 
@@ -175,8 +176,8 @@ def halted(seen: Seen, _: Limits) -> Finding:
         if post.is_new and halt.since < post.began_at < halt.until
     ]
     return Finding(
-        {"POSTs after a halt": len(late)},
-        counts={"halts": len(trader.halts)},
+        {Phrase("POSTs after a halt"): len(late)},
+        counts={Phrase("halts"): len(trader.halts)},
         faults=tuple(f"{at:.3f}: an order left although halted" for at in late),
     )
 
@@ -199,4 +200,4 @@ def in_time(seen: Seen, _: Limits) -> Finding:
         most = max(most, wait)
         if wait > rules.ttl_s + _SLACK_S:
             faults.append(f"{post.began_at:.3f}: sent {wait:.3f} s after it was asked for")
-    return Finding({"sent after s": most}, faults=tuple(faults))
+    return Finding({Phrase("sent after s"): most}, faults=tuple(faults))

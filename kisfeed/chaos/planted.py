@@ -32,6 +32,7 @@ from kisfeed.rest.approval import ApprovalKeys
 from kisfeed.rest.halt import HaltSwitch
 from kisfeed.rest.journal import Journal
 from kisfeed.rest.requests import Kis
+from kisfeed.texts import Phrase
 from kisfeed.upstream.actor import Upstream
 from kisfeed.upstream.lease import Lease
 
@@ -245,56 +246,84 @@ def _not_looked_up(right: Any) -> Any:
 
 BUGS: Final[dict[str, Bug]] = {
     "backoff-reset-at-connect": Bug(
-        "the backoff starts over when a connection opens", Connection, "opened", _reset_at_connect
+        Phrase("the backoff starts over when a connection opens"),
+        Connection,
+        "opened",
+        _reset_at_connect,
     ),
     "slot-freed-at-send": Bug(
-        "a slot is free when its unsubscribe is sent",
+        Phrase("a slot is free when its unsubscribe is sent"),
         Registrations,
         "_unsubscribe",
         _freed_when_sent,
     ),
-    "any-ack": Bug("an answer nobody waits for is believed", Registrations, "ack", _any_ack),
-    "budget-in-memory": Bug("the dial budget is not written", Lease, "save", _in_memory),
-    "budget-uncounted": Bug("dials are not charged", DialBudget, "charge", _uncounted),
-    "conflated-all": Bug("mode all keeps only the latest", outbox.Outbox, "open", _conflated),
-    "gap-not-told": Bug("a gap is not told", TopicStream, "_tell_gap", _gap_swallowed),
+    "any-ack": Bug(
+        Phrase("an answer nobody waits for is believed"), Registrations, "ack", _any_ack
+    ),
+    "budget-in-memory": Bug(Phrase("the dial budget is not written"), Lease, "save", _in_memory),
+    "budget-uncounted": Bug(Phrase("dials are not charged"), DialBudget, "charge", _uncounted),
+    "conflated-all": Bug(
+        Phrase("mode all keeps only the latest"), outbox.Outbox, "open", _conflated
+    ),
+    "gap-not-told": Bug(Phrase("a gap is not told"), TopicStream, "_tell_gap", _gap_swallowed),
     "gap-with-own-shares": Bug(
-        "a gap counts the row behind it", VolumeAccount, "trade", _own_shares_missed
+        Phrase("a gap counts the row behind it"), VolumeAccount, "trade", _own_shares_missed
     ),
-    "row-twice": Bug("every fiftieth row is delivered twice", TopicStream, "row", _row_twice),
+    "row-twice": Bug(
+        Phrase("every fiftieth row is delivered twice"), TopicStream, "row", _row_twice
+    ),
     "session-not-told": Bug(
-        "programs are not told of the session", Subscriber, "tell", _no_sessions
+        Phrase("programs are not told of the session"), Subscriber, "tell", _no_sessions
     ),
-    "in-use-as-lost": Bug("OPSP8996 is a loss like any other", Connection, "in_use", _as_if_lost),
-    "breaker-never-opens": Bug("young deaths are not counted", Breaker, "died_young", _nothing),
-    "no-backoff": Bug("the pause is always nothing", Backoff, "failed", _constantly(0.0)),
-    "nothing-silent": Bug("silence is never suspected", Liveness, "_suspect", _none_at_all),
-    "no-pace": Bug("registrations go out at once", SlidingWindows, "wait", _constantly(0.0)),
+    "in-use-as-lost": Bug(
+        Phrase("OPSP8996 is a loss like any other"), Connection, "in_use", _as_if_lost
+    ),
+    "breaker-never-opens": Bug(
+        Phrase("young deaths are not counted"), Breaker, "died_young", _nothing
+    ),
+    "no-backoff": Bug(Phrase("the pause is always nothing"), Backoff, "failed", _constantly(0.0)),
+    "nothing-silent": Bug(Phrase("silence is never suspected"), Liveness, "_suspect", _none_at_all),
+    "no-pace": Bug(
+        Phrase("registrations go out at once"), SlidingWindows, "wait", _constantly(0.0)
+    ),
     "upgrade-not-charged": Bug(
-        "a failed upgrade is refunded", DialFailure, "reached_tcp", _always(value=False)
+        Phrase("a failed upgrade is refunded"), DialFailure, "reached_tcp", _always(value=False)
     ),
-    "cap-ignored": Bug("the cap is a thousand", Registrations, "cap", _always(1000)),
-    "key-always-fresh": Bug("each dial asks for a new key", ApprovalKeys, "get", _fresh_keys),
-    "strict-utf8": Bug("a byte that is no UTF-8 ends it all", frames, "parse", _strict_text),
-    "frames-lost": Bug("the last frame of a long read is lost", Engine, "on_frames", _frames_lost),
-    "lost-off-by-one": Bug("LOST says one less", outbox.Outbox, "_tell", _one_too_few),
-    "cut-forgotten": Bug("a client forgets its own outage", ClientCore, "lost", _asks_once),
-    "sleep-unnoticed": Bug("a suspend is not noticed", Engine, "suspended", _nothing),
+    "cap-ignored": Bug(Phrase("the cap is a thousand"), Registrations, "cap", _always(1000)),
+    "key-always-fresh": Bug(
+        Phrase("each dial asks for a new key"), ApprovalKeys, "get", _fresh_keys
+    ),
+    "strict-utf8": Bug(
+        Phrase("a byte that is no UTF-8 ends it all"), frames, "parse", _strict_text
+    ),
+    "frames-lost": Bug(
+        Phrase("the last frame of a long read is lost"), Engine, "on_frames", _frames_lost
+    ),
+    "lost-off-by-one": Bug(Phrase("LOST says one less"), outbox.Outbox, "_tell", _one_too_few),
+    "cut-forgotten": Bug(Phrase("a client forgets its own outage"), ClientCore, "lost", _asks_once),
+    "sleep-unnoticed": Bug(Phrase("a suspend is not noticed"), Engine, "suspended", _nothing),
     "held-forever": Bug(
-        "what a dead session held is still held", Registrations, "session_down", _none_at_all
+        Phrase("what a dead session held is still held"),
+        Registrations,
+        "session_down",
+        _none_at_all,
     ),
     "order-sent-again": Bug(
-        "an order without an answer is sent again", Kis, "post_once", _sent_again
+        Phrase("an order without an answer is sent again"), Kis, "post_once", _sent_again
     ),
-    "intent-unwritten": Bug("an intent is not written", Journal, "append", _unjournaled),
-    "doubt-as-failure": Bug("no answer means that nothing was done", Book, "doubt", _certain),
-    "doubt-left-alone": Bug("nobody looks for a lost order", Book, "doubt", _not_looked_up),
+    "intent-unwritten": Bug(Phrase("an intent is not written"), Journal, "append", _unjournaled),
+    "doubt-as-failure": Bug(
+        Phrase("no answer means that nothing was done"), Book, "doubt", _certain
+    ),
+    "doubt-left-alone": Bug(Phrase("nobody looks for a lost order"), Book, "doubt", _not_looked_up),
     "twin-beside-doubt": Bug(
-        "orders go out beside their twin in doubt", Book, "_check_frozen", _nothing
+        Phrase("orders go out beside their twin in doubt"), Book, "_check_frozen", _nothing
     ),
-    "halt-overlooked": Bug("a halt stops nothing", HaltSwitch, "halted", _nothing),
-    "order-late": Bug("an order goes out however old", Book, "deadline", _constantly(math.inf)),
-    "close-not-done": Bug("a Close is not performed", Upstream, "close", lambda _: _later),
+    "halt-overlooked": Bug(Phrase("a halt stops nothing"), HaltSwitch, "halted", _nothing),
+    "order-late": Bug(
+        Phrase("an order goes out however old"), Book, "deadline", _constantly(math.inf)
+    ),
+    "close-not-done": Bug(Phrase("a Close is not performed"), Upstream, "close", lambda _: _later),
 }
 """By name."""
 

@@ -53,9 +53,11 @@ from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
     from kisfeed.kfp.events import Event
+    from kisfeed.rest.transport import Handler
+    from kisfeed.seams import Rng
     from kisfeed.simulator.brokerage import Brokerage
     from kisfeed.simulator.exchange import Exchange
 
@@ -192,6 +194,24 @@ class Disk:
             raise OSError(errno.ENOSPC, "no space left on device")
         if not self.dead:
             os.write(fd, data)
+
+
+async def be_daemon(
+    config: Config,
+    clock: VirtualClock,
+    rng: Rng,
+    disk: Disk,
+    dial: Callable[[str, int], Awaitable[network.Stream]],
+    rest: Handler,
+    up: Callable[[Feed, network.Listener], None],
+) -> None:
+    """Be a daemon until cancelled; *up* is told when local programs may connect."""
+    async with open_feed(config, clock=clock, rng=rng, disk=disk, dial=dial, rest=rest) as feed:
+        listener = network.Listener()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, listener, _Door(feed), config.gateway)
+            up(feed, listener)
+            await trio.sleep_forever()
 
 
 @attrs.frozen
@@ -340,19 +360,11 @@ class _World:
 
     async def _live_once(self, life: Life) -> None:
         disk = self.disk = Disk(self.rng, self.disk_full_until)
-        async with open_feed(
-            self.config,
-            clock=self.clock,
-            rng=seeded_rng(self.case.seed * 1000 + life.number),
-            disk=disk,
-            dial=self.kis.dial,
-            rest=self.rest,
-        ) as feed:
-            listener = network.Listener()
-            async with trio.open_nursery() as nursery:
-                await nursery.start(serve, listener, _Door(feed), self.config.gateway)
-                self.feed, self.listener = feed, listener
-                await trio.sleep_forever()
+        rng = seeded_rng(self.case.seed * 1000 + life.number)
+        await be_daemon(self.config, self.clock, rng, disk, self.kis.dial, self.rest, self._up)
+
+    def _up(self, feed: Feed, listener: network.Listener) -> None:
+        self.feed, self.listener = feed, listener
 
     def end(self, how: str, down_s: float) -> None:
         """Kill the daemon, or tell it to stop."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, Option, common
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def replay(file: Path, *, trace: bool, as_json: bool) -> None:
     from kisfeed.errors import UsageError
 
     try:
-        case, said = schedule.read_replay(file)
+        case, then = schedule.read_replay(file)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             _("{file} is no replay file: {error}").format(file=file, error=error)
@@ -139,7 +139,7 @@ def replay(file: Path, *, trace: bool, as_json: bool) -> None:
     faults = {n: f.faults for n, f in invariants.measure(played).items() if f.faults}
     answer = {
         "digest": played.digest(),
-        "same_as_then": played.digest() == said.get("digest"),
+        "same_as_then": played.digest() == then.get("digest"),
         "faults": faults,
     }
     if as_json:
@@ -240,7 +240,7 @@ def _show(report: Report, files: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    told = report.to_map()
+    told = report.to_map(said)
     table = Table(title=_("What must hold"))
     for title in ("", _("What"), _("Worst over all storms"), ""):
         table.add_column(title)
@@ -306,7 +306,7 @@ def _planted(seeds: range, *, as_json: bool) -> int:
             table.add_column(title)
         for name, caught in found.items():
             number, how = ("[bold red]-[/]", "") if caught is None else (str(caught[0]), caught[1])
-            table.add_row(planted.BUGS[name].says, number, how[:90])
+            table.add_row(said(planted.BUGS[name].says), number, how[:90])
         Console().print(table)
     return 0 if all(found.values()) else FOUND
 
@@ -326,7 +326,7 @@ def _week(*, as_json: bool) -> int:
         table.add_column(title, justify="left" if title == _("Cause") else "right")
     for row in told["causes"]:
         table.add_row(
-            row["cause"],
+            f"{row['at']} {said(row['cause'])}",
             f"{row['not_live_s']:,.0f} s",
             f"{row['no_data_s']:,.0f} s",
             f"{row['missed']:,}",
