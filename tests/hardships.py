@@ -31,9 +31,6 @@ RAW: Final = Path(__file__).with_name("clients") / "raw.py"
 READERS: Final = ("stream", "sync", "raw")
 SECRETS: Final = ("canary-appkey-" + "k" * 22, "canary-appsecret-" + "s" * 163, "87654321-01")
 TWO: Final = dict.fromkeys(READERS, ("005930", "000660"))
-SCALE: Final = 300.0
-"""What every pause and window of dialling is divided by."""
-
 WINDOWS: Final = ((60.0, 3), (3600.0, 12), (86_400.0, 60))
 _DRIFT_S: Final = 0.03  # between a dial in one process and its accept in another
 _EXIT_S: Final = 5.0
@@ -181,6 +178,7 @@ class Scene:
 
     Attributes:
         topics: what each reader follows.
+        scale: what every pause and window of dialling is divided by.
         faults: everything that must not be.
         live_s: seconds from each healing until every reader had new rows of every topic.
         exits_s: seconds from each SIGTERM to the end.
@@ -196,6 +194,7 @@ class Scene:
     stall_s: float
     rng: random.Random
     log_level: str
+    scale: float
     daemon: Program | None = None
     readers: dict[str, Reader] = attrs.field(factory=dict)
     faults: list[str] = attrs.field(factory=list)
@@ -219,7 +218,7 @@ class Scene:
                 await self.sim.process.stdin.send_all(json.dumps(line).encode() + b"\n")
             except trio.BrokenResourceError:
                 raise AssertionError(f"the simulator ended: {self.sim.talk}") from None
-            await self.sim.until(lambda _: self._answers)
+            await self.sim.until(lambda _: self._answers, _READY_S)
             self.counts = self._answers.pop()
             assert self.counts["type"] == "counts", self.counts
             return self.counts
@@ -421,13 +420,13 @@ class Scene:
         for seconds, allowed in WINDOWS:
             most = self.most_dials(seconds)
             if most > allowed:
-                self.faults.append(f"{most} connects in {seconds:g} s of {SCALE:g} times the pace")
+                self.faults.append(f"{most} connects in {seconds:g} s of KIS's pace")
         if self.counts["most_registrations"] > 41:
             self.faults.append(f"{self.counts['most_registrations']} registrations")
 
     def most_dials(self, seconds: float) -> int:
         """The most connects that the simulator accepted in so many seconds of KIS's pace."""
-        return most_within(self.counts["connects"], seconds / SCALE - _DRIFT_S)
+        return most_within(self.counts["connects"], seconds / self.scale - _DRIFT_S)
 
     def secrets(self) -> set[str]:
         """Every key that was configured, or that the simulator gave out."""
@@ -471,9 +470,9 @@ def _shown(pid: int) -> Iterable[str]:
             yield Path(f"/proc/{pid}/{name}").read_text("utf-8", "replace")
 
 
-def profile(rest: int, line: int, *, liveness: float) -> str:
-    """The daemon's configuration: all that holds a dial back at :data:`SCALE` times the pace."""
-    session, quick = rules(SCALE), Session().scaled(SCALE)
+def profile(rest: int, line: int, *, scale: float, liveness: float) -> str:
+    """The daemon's configuration: all that holds a dial back at *scale* times the pace."""
+    session, quick = rules(scale), Session().scaled(scale)
     # A registration whose answer drowned rests for half a minute of KIS's pace.
     session = attrs.evolve(
         session,
@@ -482,7 +481,7 @@ def profile(rest: int, line: int, *, liveness: float) -> str:
     )
     names = [field.name for field in attrs.fields(Session) if field.name.endswith("_s")]
     usual = Session()
-    lines = [f"time_scale = {SCALE}"]
+    lines = [f"time_scale = {scale}"]
     for name in names:
         value = getattr(session, name)
         if name in {"quiet_suspect_s", "quiet_dead_s", "busy_suspect_floor_s", "probe_timeout_s"}:
@@ -515,6 +514,7 @@ async def open_scene(
     rate_hz: float = 20.0,
     symbols: Mapping[str, Sequence[str]] = TWO,
     stall_s: float = 2.0,
+    scale: float = 300.0,
     liveness: float = 5.0,
     log_level: str = "debug",
 ) -> AsyncGenerator[Scene]:
@@ -525,6 +525,7 @@ async def open_scene(
         rate_hz: frames a second of each symbol.
         symbols: what each reader follows.
         stall_s: how long the daemon's event loop is stalled.
+        scale: what every pause and window of dialling is divided by.
         liveness: what the bounds that judge a live session are divided by.
         log_level: the daemon's.
     """
@@ -533,15 +534,15 @@ async def open_scene(
     async with open_place(PYTHONFAULTHANDLER="1") as place:
         sim = await place.kisfeed(
             "sim", "--json", "--control", "--seed", str(seed), "--rate", str(rate_hz),
-            "--hold", str(18.0 / SCALE),
+            "--hold", str(18.0 / scale),
         )  # fmt: skip
         (urls,) = await sim.says(1)
         async with (
             open_proxy(_port(urls["ws"]), rng) as line,
             open_proxy(_port(urls["rest"]), rng) as rest,
         ):
-            place.configure(profile(rest.port, line.port, liveness=liveness))
-            scene = Scene(place, sim, line, rest, topics, stall_s, rng, log_level)
+            place.configure(profile(rest.port, line.port, scale=scale, liveness=liveness))
+            scene = Scene(place, sim, line, rest, topics, stall_s, rng, log_level, scale)
             await scene.serve()
             for kind in READERS:
                 await scene.follow(kind)

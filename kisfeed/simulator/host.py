@@ -111,7 +111,11 @@ class Simulator:
             if tr.channel == "trade":
                 topic = f"trade.{tr.venue}.{symbol}"
                 traded[topic] = self.market.tape(tr.venue, symbol).volume
-        return {**self.exchange.counts(trio.current_time()), "traded": traded}
+        return {
+            **self.exchange.counts(trio.current_time()),
+            "backlog": sum(client.backlog for client in self._clients.values()),
+            "traded": traded,
+        }
 
     async def run(self) -> None:
         """Make the market and the scenario happen, until cancelled."""

@@ -210,6 +210,7 @@ class Client:
 
     Attributes:
         session: the exchange's record of it.
+        backlog: bytes that wait to be sent.
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class Client:
         self._registered = registered
         self._line = Line(stream, self._on_pong, mute_close=not acknowledge_close)
         self._queue_in, self._queue_out = trio.open_memory_channel[_Frame | _End](math.inf)
-        self._backlog = 0
+        self.backlog = 0
         self._closed_by_us = False
         self._nursery: trio.Nursery | None = None
 
@@ -368,7 +369,7 @@ class Client:
                     with trio.move_on_after(CLOSE_S):
                         await websocket.aclose(item.close_code)
                 return
-            self._backlog -= item.size
+            self.backlog -= item.size
             delivered = False
             try:
                 if item.raw is not None:
@@ -381,14 +382,14 @@ class Client:
 
     def _put(self, item: _Frame | _End) -> None:
         if isinstance(item, _Frame):
-            self._backlog += item.size
+            self.backlog += item.size
         try:
             self._queue_in.send_nowait(item)
         except trio.BrokenResourceError:
             if isinstance(item, _Frame):
                 self._tally(item, delivered=False)
             return
-        if self._backlog > MAX_BACKLOG:
+        if self.backlog > MAX_BACKLOG:
             self.reset()
 
     def _tally(self, item: _Frame, *, delivered: bool) -> None:
