@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any, TypeAlias
 
 import attrs
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from kisfeed.core.outbox import RUN_BYTES, Outbox, Tick, runs
@@ -271,6 +272,58 @@ def test_hz_sends_the_first_at_once_and_the_newest_when_due() -> None:
     assert box.next_due() == math.inf
 
 
+def test_a_rate_of_nothing_is_no_rate() -> None:
+    box = outbox()
+    for hz in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="hz"):
+            box.open(7, Mode.HZ, hz, 0, trades=True)
+    with pytest.raises(KeyError):
+        box.tick(7, 1, Row(7, 1, 10), 0.0)
+
+
+def test_one_tick_is_handed_over_once_and_counted() -> None:
+    for age, expected in ((10.0, [Row(7, 1, 100)]), (10.5, [Lost(7, 1, 1, 1)])):
+        box = filled(Mode.ALL, 1)
+        assert (box.queued_bytes, box.age_ms(age)) == (100, int(age * 1000))
+        assert box.take(age) == expected
+        assert (box.queued_bytes, box.age_ms(age), box.ready) == (0, 0, False)
+        assert box.sent + box.dropped == 1
+        assert box.take(age) == []
+
+
+def test_a_run_is_kept_as_long_as_a_tick() -> None:
+    for age, expected in ((10.0, 2), (10.5, 1)):
+        box = outbox()
+        box.open(7, Mode.ALL, 0, 0, trades=True)
+        (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (1, 2)], size_of, None)
+        box.put_run(run)
+        assert len(box.take(age)) == expected
+        assert (box.queued_bytes, box.ready) == (0, False)
+
+
+def test_what_fills_the_queue_exactly_is_kept() -> None:
+    box = filled(Mode.ALL, 10)
+    assert (box.queued_bytes, box.dropped) == (1000, 0)
+    box.tick(7, 11, Row(7, 11, 1), 0.0)
+    assert (box.queued_bytes, box.untold) == (901, 1)
+    box = outbox(20)
+    box.open(7, Mode.ALL, 0, 0, trades=True)
+    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (1, 2)], size_of, None)
+    box.put_run(run)
+    assert (box.queued_bytes, box.dropped) == (20, 0)
+
+
+def test_the_age_is_that_of_the_first_that_still_stands() -> None:
+    box = outbox()
+    box.open(7, Mode.LATEST, 0, 0, trades=True)
+    box.open(8, Mode.ALL, 0, 0, trades=True)
+    box.tick(7, 1, Row(7, 1, 10), 5.0)
+    box.notice(Word(0, 10), 6.0)
+    box.tick(7, 2, Row(7, 2, 10), 7.0)
+    assert box.age_ms(8.0) == 2_000, "the notice's"
+    assert box.take(8.0) == [Word(0, 10), Row(7, 2, 10)]
+
+
 def test_trade_safe_keeps_trades_and_conflates_quotes() -> None:
     box = outbox()
     box.open(1, Mode.TRADE_SAFE, 0, 0, trades=True)
@@ -317,6 +370,7 @@ def test_control_items_are_never_dropped_by_age() -> None:
     box.control(Word(0, 10), 0.0)
     box.notice(Word(1, 10), 0.0)
     assert [box.age_ms(now) for now in (-1.0, 0.0, 3600.0)] == [0, 0, 3_600_000]
+    assert box.queued_bytes == 20
     assert box.take(3600.0) == [Word(0, 10), Word(1, 10)]
 
 
@@ -390,7 +444,7 @@ def test_closing_delivers_the_ticks_of_a_run() -> None:
     box.open(1, Mode.ALL, 0, 7, trades=True)
     box.tick(1, 8, Row(1, 8, 10), 0.0)
     assert box.take(0.0) == [*rows, Row(1, 8, 10)]
-    assert box.queued_bytes == 0
+    assert (box.queued_bytes, box.conflated, box.dropped, box.sent) == (0, 0, 0, 4)
 
 
 def test_what_hz_held_back_goes_at_once_when_it_is_closed_and_only_once() -> None:
@@ -464,6 +518,8 @@ def test_a_run_is_one_item_joined_once_for_everybody() -> None:
     assert first is second
     assert one.sent == 3
     assert one.queued_bytes == 0
+    assert one.take(5.0) == []
+    assert not one.ready
 
 
 @given(st.lists(st.integers(1, RUN_BYTES + 9), min_size=1, max_size=12))

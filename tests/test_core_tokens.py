@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from kisfeed.config import Secret
-from kisfeed.core.tokens import KST, Life, TokenBook, TokenRecord, life, renew_at
+from kisfeed.core.tokens import KST, Life, Token, TokenBook, TokenRecord, life, renew_at
 from kisfeed.limits import Window
 
 MINUTE = Window(1, 60.0)
@@ -81,6 +81,7 @@ def test_the_expiry_is_seouls_whatever_the_time_zone(monkeypatch: pytest.MonkeyP
         (answer("tomorrow", 4_000), 4_000.0),
         (answer("", "86400"), 3_600.0),
         (answer("", 0), 3_600.0),
+        (answer("", 1), 1.0),
         (answer("", True), 3_600.0),
         ({}, 3_600.0),
         (answer("2026-11-20 11:00:00"), 86_400.0),  # gone already: the clock is wrong
@@ -110,6 +111,7 @@ def test_a_token_without_a_date_is_renewed_half_an_hour_before_its_assumed_end(
     of = life(answer(expires, 4_000), NOON)
     assert (of.left_s, of.renew_s) == (4_000.0, 2_200.0)
     assert life(answer(expires, 600), NOON).renew_s == 0.0
+    assert life(answer("2026-11-20 12:10:00"), NOON).renew_s == 0.0
 
 
 STEPS = st.lists(
@@ -330,6 +332,195 @@ def test_a_file_that_was_not_written_by_us_is_an_error_and_nothing_else(data: An
         return
     assert math.isfinite(record.left_s)
     book(record)
+
+
+def had(under_test: TokenBook, now: float) -> Token:
+    token = under_test.usable(now)
+    assert token is not None
+    return token
+
+
+def with_token(value: str = "t", of: Life = DAY, at: float = 0.0) -> TokenBook:
+    """A book whose token was asked for at 0."""
+    under_test = book()
+    under_test.begin(0.0)
+    under_test.issued(Secret(value), of, at)
+    return under_test
+
+
+def test_what_was_on_disk_goes_on() -> None:
+    record = TokenRecord(Secret("t"), left_s=100.0, renew_s=40.0, expires="then")
+    under_test = book(record, now=1000.0)
+    token = had(under_test, 1000.0)
+    assert (token.expires_at, token.renew_at, token.expires) == (1100.0, 1040.0, "then")
+    assert under_test.usable(1099.9) is token
+    assert under_test.usable(1100.0) is None
+    assert under_test.record(1030.0) == TokenRecord(Secret("t"), 70.0, 10.0, "then")
+    assert under_test.record(1050.0).renew_s == 0.0
+
+
+@pytest.mark.parametrize(
+    "nothing", [TokenRecord(), TokenRecord(Secret("t")), TokenRecord(left_s=100.0)]
+)
+def test_a_record_without_a_living_token_is_none(nothing: TokenRecord) -> None:
+    under_test = book(nothing)
+    assert under_test.usable(0.0) is None
+    assert under_test.record(0.0) == TokenRecord()
+    assert str(under_test.why) == ""
+    assert str(book(TokenRecord(failures=1, wait_s=5.0)).why) == "the last issue failed"
+
+
+def test_no_record_makes_anybody_wait_for_longer_than_twice_the_longest_pause() -> None:
+    long = {**TokenRecord().to_map(), "wait_s": 5_000.0, "left_s": 10**6}
+    read = TokenRecord.from_map(long)
+    assert (read.wait_s, read.left_s) == (1_800.0, 86_700.0)
+    assert TokenRecord.from_map({**long, "wait_s": 5.0, "left_s": 7.0}).wait_s == 5.0
+
+
+def test_a_refused_token_is_probed_ever_more_rarely() -> None:
+    under_test = with_token()
+    token = had(under_test, 10.0)
+    assert (under_test.probe(10.0), under_test.probe_at()) == (None, math.inf)
+    under_test.refused(token, 100.0, 100.0, 0.0, certain=True)
+    pauses, now = [], 100.0
+    for _ in range(8):
+        due = under_test.probe_at()
+        assert under_test.probe(due - 0.01) is None
+        assert under_test.probe(due) is token
+        pauses.append(due - now)
+        now = due
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert under_test.probe(86_400.0) is None, "its life is over"
+
+
+def test_a_probe_that_worked_brings_the_token_back() -> None:
+    under_test = with_token()
+    under_test.refused(had(under_test, 1.0), 1.0, 1.0, 0.0, certain=True)
+    under_test.begin(100.0)
+    under_test.issued(Secret("new"), DAY, 100.0)
+    token = had(under_test, 100.0)
+    assert token.forced
+    under_test.refused(token, 110.0, 110.0, 0.5, certain=True)
+    assert under_test.ready(110.0) == 110.0 + 63.0
+    for sent_at in (105.0, 110.0):  # under way when it was refused
+        assert not under_test.worked(token, sent_at)
+        assert under_test.usable(111.0) is None
+    assert under_test.worked(token, 112.0)
+    assert under_test.usable(112.0) is token
+    assert str(under_test.why) == ""
+    assert under_test.ready(112.0) == 163.0, "only KIS's minute is left"
+    assert not under_test.worked(token, 113.0)
+
+
+def test_an_answer_ends_the_suspicion() -> None:
+    under_test = with_token()
+    token = had(under_test, 1.0)
+    for at in (10.0, 20.0):
+        under_test.refused(token, at, at, 0.0)
+        under_test.worked(token, at + 1)
+        assert under_test.usable(at + 2) is token
+    under_test.refused(token, 30.0, 30.0, 0.0)
+    under_test.refused(token, 31.0, 31.0, 0.0)
+    assert under_test.usable(32.0) is None
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_kis_may_have_counted_an_issue_as_late_as_its_answer_came(*, failed: bool) -> None:
+    under_test = book()
+    under_test.begin(0.0)
+    if failed:
+        under_test.failed("no", 10.0, 0.0)
+    else:
+        under_test.issued(Secret("t"), DAY, 10.0)
+    assert under_test.ready(10.0) == 73.0
+    assert under_test.issue_in(10.0) == 63.0
+    record = TokenRecord(Secret("x"), 100.0, 50.0, "", (10.0,))
+    assert not under_test.adopt(record, 15.0), "it tells of what was asked before that"
+
+
+def test_up_to_a_tenth_is_added_to_the_pause_after_a_failure() -> None:
+    under_test = book()
+    under_test.begin(0.0)
+    under_test.failed("no", 0.0, 0.5)
+    under_test.begin(63.0)
+    under_test.failed("no", 63.0, 0.5)
+    assert under_test.ready(63.0) == pytest.approx(63.0 + 315.0)
+    assert under_test.record(63.0).wait_s == pytest.approx(315.0)
+
+
+@pytest.mark.parametrize("how", ["issued", "adopted"])
+def test_a_token_ends_the_row_of_failures(how: str) -> None:
+    under_test = book()
+    now = 0.0
+    for _ in range(2):
+        now = under_test.ready(now)
+        under_test.begin(now)
+        under_test.failed("no", now, 0.0)
+    now = under_test.ready(now) + 100.0
+    if how == "issued":
+        under_test.begin(now)
+        under_test.issued(Secret("t"), DAY, now)
+        assert str(under_test.why) == ""
+    else:
+        assert under_test.adopt(TokenRecord(Secret("t"), 100.0, 50.0, "", (5.0,)), now)
+    assert under_test.ready(now + 100.0) == now + 100.0
+    assert under_test.record(now).failures == 0
+    now += 100.0
+    under_test.begin(now)
+    under_test.failed("no", now, 0.0)
+    assert under_test.record(now).wait_s == 60.0
+
+
+def test_reaching_kis_again_makes_the_pauses_short_again() -> None:
+    under_test = book()
+    now = 0.0
+    for _ in range(3):
+        under_test.begin(now)
+        under_test.unsent(now)
+        now = under_test.ready(now)
+    under_test.begin(now)
+    under_test.issued(Secret("t"), DAY, now)
+    now = under_test.ready(now)
+    under_test.begin(now)
+    under_test.unsent(now)
+    assert under_test.ready(now) == now + 1.0
+
+
+def test_a_new_token_is_renewed_when_its_life_says() -> None:
+    under_test = with_token(of=Life(1_000.0, 10.0))
+    assert had(under_test, 0.0).renew_at == 10.0
+    assert not under_test.due(9.9)
+    assert under_test.due(10.0)
+
+
+def test_a_person_may_have_it_renewed_and_kis_limit_binds_all_the_same() -> None:
+    under_test = with_token()
+    assert not under_test.due(1.0)
+    under_test.renew()
+    assert under_test.due(1.0)
+    assert under_test.due_at(1.0) == 63.0
+
+
+def test_other_limits_know_what_was_asked_for_before() -> None:
+    under_test = with_token()
+    under_test.change(Window(1, 100.0), 10.0)
+    assert under_test.ready(10.0) == 105.0
+
+
+def test_only_what_was_asked_for_after_ours_is_taken_from_another_process() -> None:
+    def record(value: str, asked: float) -> TokenRecord:
+        return TokenRecord(Secret(value), 1_000.0, 500.0, "", (20.0 - asked,))
+
+    under_test = with_token()
+    for asked in (0.0, 0.5, 1.0):  # our own, read back
+        assert not under_test.adopt(record("x", asked), 20.0)
+    assert under_test.adopt(record("x", 15.0), 20.0)
+    assert (had(under_test, 20.0).value, had(under_test, 20.0).expires_at) == (
+        Secret("x"),
+        1_020.0,
+    )
+    assert not under_test.adopt(record("y", 15.5), 20.0)
+    assert under_test.adopt(record("z", 18.0), 20.0)
 
 
 def test_more_issues_than_anybody_makes_were_not_written_by_us() -> None:
