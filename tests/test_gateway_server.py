@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import struct
@@ -751,6 +752,45 @@ async def test_one_client_too_many_is_told(autojump_clock: MockClock) -> None:
         await first.stream.aclose()
         await wait_all_tasks_blocked()
         assert await listener.connect().hello()
+
+
+class Exhausted(trio.abc.Listener[Any]):
+    """Out of descriptors at first, broken after its one client."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.outcomes: list[OSError | trio.abc.Stream] = [
+            OSError(errno.EMFILE, "too many files"),
+            OSError(errno.ENOMEM, "no memory"),
+            stream,
+            OSError(errno.EBADF, "broken"),
+        ]
+        self.closed = False
+
+    async def accept(self) -> trio.abc.Stream:
+        await trio.sleep(0.01)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+async def test_who_comes_while_the_system_is_out_of_something_is_served_later(
+    autojump_clock: MockClock,
+) -> None:
+    near, far = memory_stream_pair()
+    listener = Exhausted(far)
+    broken = pytest.RaisesExc(OSError, match="broken")
+    with pytest.RaisesGroup(broken, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, listener, FakeDoor(), Gateway())
+            await near.send_all(codec.frame(Type.HELLO, 1, {"proto": [1, 1], "client": "x"}))
+            assert codec.Decoder().feed(bytes(await near.receive_some()))[0][0] == Type.WELCOME
+            await trio.sleep_forever()
+    assert listener.closed
 
 
 async def test_a_client_that_leaves_leaves_nothing(autojump_clock: MockClock) -> None:

@@ -6,6 +6,8 @@ end it quietly. Anything else that goes wrong in here is our bug and is not caug
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 8_192  # one decoding step; larger reads let small frames stall everybody
 _FRAMES_A_STEP: Final = 16
 _CLIENTS_A_STEP: Final = 32
+# The system is out of something that other programs give back.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_ACCEPT_AGAIN_S: Final = 0.1
 _FLUSH_S: Final = 1.0  # for the last words to a client
 _MAX_NAME: Final = 128
 _MAX_TOPIC: Final = 128
@@ -161,7 +166,7 @@ async def serve(
     server = _Server(door, settings)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.beat)
-        await nursery.start(trio.serve_listeners, server.welcome, [listener])
+        nursery.start_soon(server.accept, listener, nursery)
         task_status.started()
 
 
@@ -201,8 +206,24 @@ class _Server:
     clients: dict[int, _Client] = attrs.field(factory=dict, init=False)
     streams: int = attrs.field(default=0, init=False)
 
+    async def accept(self, listener: trio.abc.Listener[Any], clients: trio.Nursery) -> None:
+        """Welcome everybody who comes to *listener*, for ever; closes it at the end.
+
+        As ``trio.serve_listeners``, but for a coroutine and a name of its own for each client.
+        """
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as exc:
+                    if exc.errno not in _EXHAUSTED:
+                        raise
+                    await trio.sleep(_ACCEPT_AGAIN_S)
+                else:
+                    clients.start_soon(self.welcome, stream, name="client")
+
     def welcome(self, stream: trio.abc.Stream) -> Awaitable[None]:
-        """Serve one client to its end; the caller closes *stream*."""
+        """Serve one client to its end, and close *stream*."""
         words = b""
         peer: Peer | None = None
         try:
@@ -217,6 +238,7 @@ class _Server:
             words = error(None, ErrorCode.OVER_LIMIT, text, fatal=True)
         if words:
             return _say(stream, words)
+        self.streams += 1  # here, because this runs before the next one is accepted
         pid = None if peer is None else peer.pid
         return _Client(self._door, self._settings, self, stream, pid).run()
 
@@ -233,12 +255,11 @@ class _Server:
 
 
 async def _say(stream: trio.abc.Stream, words: bytes) -> None:
-    """Write *words* if that is quickly done."""
+    """Write *words* if that is quickly done, and close *stream*."""
     with trio.move_on_after(_FLUSH_S, shield=True):
-        try:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(words)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
+    await trio.aclose_forcefully(stream)
 
 
 @attrs.define(eq=False)
@@ -263,7 +284,6 @@ class _Client:
 
     async def run(self) -> None:
         """Serve to the end; whatever ends it, the client is told and the door forgets it."""
-        self._server.streams += 1
         decoder = codec.Decoder(codec.MAX_VALUES)
         try:
             async with trio.open_nursery() as self._nursery:
@@ -289,9 +309,12 @@ class _Client:
         finally:
             self._server.streams -= 1
             words = self._leave()
-            if words:
-                with trio.move_on_after(_FLUSH_S, shield=True):
-                    await self._link.finish(words, queued=self._link.verdict is None)
+            try:
+                if words:
+                    with trio.move_on_after(_FLUSH_S, shield=True):
+                        await self._link.finish(words, queued=self._link.verdict is None)
+            finally:
+                await trio.aclose_forcefully(self._stream)
 
     def _make_link(self) -> Link:
         settings = self._settings
