@@ -296,3 +296,125 @@ def test_other_limits_bind_from_the_moment_they_are_in_force(
         after.count, most_within([s for s in sent if s == start], after.seconds)
     )
     assert all(a.sent_at is not None for a in late)
+
+
+def spent(under_test: Limiter, now: float, priority: Priority = Priority.PRICE) -> int:
+    """How many calls may be sent at *now*."""
+    found = 0
+    while True:
+        waiting = under_test.request(priority, "p", now)
+        if under_test.next_grant(now) is None:
+            under_test.cancel(waiting)
+            return found
+        under_test.sent(waiting, now)
+        found += 1
+
+
+def test_the_speed_comes_back_step_by_step_by_the_profiles_pace() -> None:
+    for name, step_s in (("ordinary", 10.0), ("high_frequency", 3.0), ("batch", 30.0)):
+        under_test = Limiter(REAL, {}, PROFILES[name], 0.0)
+        under_test.throttled(100.0)
+        waiting = under_test.request(Priority.ORDER, "o", 100.0)
+        under_test.cancel(waiting)
+        speeds = []
+        for steps in range(12):
+            under_test.next_grant(100.0 + step_s * steps)
+            speeds.append(under_test.speed())
+            under_test.next_grant(100.0 + step_s * (steps + 1) - 0.01)
+            assert under_test.speed() == speeds[-1]
+        assert speeds == pytest.approx([0.5 + 0.05 * min(n, 10) for n in range(12)])
+
+
+def test_refusals_within_one_window_are_one_and_each_slowing_counts() -> None:
+    under_test = Limiter(Window(4, 2.0), {}, Profile(), 0.0)
+    speeds = []
+    for at in (100.0, 102.09, 102.1, 104.2):
+        under_test.throttled(at)
+        speeds.append(under_test.speed())
+    assert speeds == [0.5, 0.5, 0.25, 0.125]
+    assert under_test.throttled_count == 3
+
+
+def test_who_waits_is_looked_at_again_when_the_speed_comes_back() -> None:
+    under_test = Limiter(REAL, {}, Profile(recover_s=0.25), 0.0)
+    assert spent(under_test, 10.0) == 16
+    under_test.throttled(10.0)
+    under_test.request(Priority.PRICE, "p", 10.0)
+    assert under_test.next_deadline(10.0) == 10.25
+    steady = Limiter(REAL, {}, Profile(recover_s=0.25), 0.0)
+    assert spent(steady, 10.0) == 16
+    steady.request(Priority.PRICE, "p", 10.0)
+    assert steady.next_deadline(10.0) == 11.05
+
+
+def test_the_calls_of_the_last_second_are_counted() -> None:
+    under_test = Limiter(REAL, {}, Profile(), 0.0)
+    assert under_test.last_second(0.5) == 18, "what an earlier process may have sent"
+    assert under_test.last_second(1.0) == 0
+    assert spent(under_test, 10.0) == 16
+    assert [under_test.last_second(now) for now in (10.0, 10.99, 11.0, 11.5)] == [16, 16, 0, 0]
+
+
+def test_batch_use_takes_half_and_spreads_it_from_the_newest_call_on() -> None:
+    under_test = Limiter(REAL, {}, PROFILES["batch"], 0.0)
+    sent = []
+    for _ in range(4):
+        ticket = under_test.request(Priority.PRICE, "p", 10.0)
+        at = max(10.0, under_test.next_deadline(10.0))
+        assert under_test.next_grant(at - 0.001) is None or at == 10.0
+        if ticket.place is Place.WAITING:
+            assert under_test.next_grant(at) is ticket
+        under_test.sent(ticket, at)
+        sent.append(at)
+    gaps = [b - a for a, b in itertools.pairwise(sent)]
+    assert gaps == pytest.approx([SLACK / 9] * 3)
+    half = Limiter(REAL, {}, Profile(rate=0.5, headroom=0), 0.0)
+    assert spent(half, 10.0) == 9
+    assert spent(half, 10.0, Priority.ORDER) == 9
+
+
+def test_a_ticket_given_back_twice_or_after_it_was_sent_counts_once() -> None:
+    under_test = Limiter(Window(2, 1.0), {}, Profile(), 0.0)
+    first, second = (under_test.request(Priority.ORDER, "o", 10.0) for _ in range(2))
+    assert under_test.next_grant(10.0) is first
+    assert under_test.next_grant(10.0) is second
+    under_test.sent(first, 10.0)
+    under_test.cancel(first)
+    under_test.cancel(second)
+    under_test.cancel(second)
+    assert (first.place, second.place) == (Place.OVER, Place.OVER)
+    assert under_test.status(10.0)["unsent"] == 0
+    assert spent(under_test, 10.0, Priority.ORDER) == 1
+
+
+def test_what_was_sent_is_forgotten_when_no_window_can_need_it() -> None:
+    for window in (REAL, PAPER):
+        under_test = Limiter(window, {}, Profile(), 0.0)
+        for second in range(2, 200):
+            spent(under_test, float(second) * 1.1, Priority.ORDER)
+        kept = under_test._all._stamps
+        longest = SLACK * window.seconds / min(window.count / 16, 1.0)
+        assert 219 * 1.0 - kept[0] < 2 * longest + 2.2
+        assert len(kept) <= window.count * (2 * longest + 2)
+        # Even at the slowest speed the window still knows all that it has to.
+        assert kept[0] < 218.9 - longest
+
+
+def test_of_two_refused_calls_the_older_one_goes_first() -> None:
+    under_test = Limiter(REAL, {}, Profile(), 0.0)
+    row = [under_test.request(Priority.PRICE, "p", 10.0) for _ in range(3)]
+    for ticket in row[:2]:
+        assert under_test.next_grant(10.0) is ticket
+        under_test.sent(ticket, 10.0)
+    again = [under_test.request(Priority.PRICE, "p", 10.0, again=t) for t in reversed(row[:2])]
+    granted = [under_test.next_grant(20.0) for _ in range(3)]
+    assert granted == [again[1], again[0], row[2]]
+
+
+def test_other_limits_start_from_the_speed_there_is_by_then() -> None:
+    under_test = Limiter(REAL, {}, Profile(recover_s=10.0), 0.0)
+    under_test.throttled(100.0)
+    under_test.change(REAL, {}, Profile(recover_s=1000.0), 125.0)
+    assert under_test.speed() == pytest.approx(0.6)
+    under_test.throttled(145.0)
+    assert under_test.speed() == pytest.approx(0.325), "of which it had a step back"

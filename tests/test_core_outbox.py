@@ -291,11 +291,15 @@ def test_one_tick_is_handed_over_once_and_counted() -> None:
         assert box.take(age) == []
 
 
+def pair() -> list[Tick[Item]]:
+    return [(7, n, Row(7, n, 10), 0.0) for n in (1, 2)]
+
+
 def test_a_run_is_kept_as_long_as_a_tick() -> None:
     for age, expected in ((10.0, 2), (10.5, 1)):
         box = outbox()
         box.open(7, Mode.ALL, 0, 0, trades=True)
-        (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (1, 2)], size_of, None)
+        (run,) = runs(pair(), size_of, None)
         box.put_run(run)
         assert len(box.take(age)) == expected
         assert (box.queued_bytes, box.ready) == (0, False)
@@ -308,7 +312,7 @@ def test_what_fills_the_queue_exactly_is_kept() -> None:
     assert (box.queued_bytes, box.untold) == (901, 1)
     box = outbox(20)
     box.open(7, Mode.ALL, 0, 0, trades=True)
-    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (1, 2)], size_of, None)
+    (run,) = runs(pair(), size_of, None)
     box.put_run(run)
     assert (box.queued_bytes, box.dropped) == (20, 0)
 
