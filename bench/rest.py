@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,13 @@ import trio
 from trio.testing import MockClock
 
 from kisfeed import open_feed, seams
-from kisfeed.config import Config, Credentials, Endpoints, Environment, Secret, State
+from kisfeed.config import Config, Credentials, Endpoints, Environment, Orders, Secret, State
 from kisfeed.core.tokens import KST
 from kisfeed.errors import KisBusy, KisfeedError, NotSent
 from kisfeed.testing import Fault, Happening, Kind, MemorySimulator, Options, open_memory_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     from kisfeed.feed import Feed
     from kisfeed.kis.rest import Call
@@ -253,30 +254,48 @@ class Told:
 async def everything_told(folder: Path) -> Told:
     """Run into all kinds of trouble and keep all that is said about it."""
     found = Told([APPKEY, APPSECRET, ACCOUNT, ACCOUNT.partition("-")[0]])
+    config = attrs.evolve(config_for(folder), orders=Orders(enabled=True))
     async with (
         simulated() as sim,
-        feed_on(sim, config_for(folder), 1) as feed,
+        feed_on(sim, config, 1) as feed,
     ):
         feed.subscribe("trade.krx.005930")
         await trio.sleep(30)
         kis = feed.rest
         order = buy(feed)
-        for kind in ("rest_down", "tokens_invalid", "token_expired", "rate_limited", "token_down"):
-            sim.inject(Fault(Kind(kind), lasts=None if kind == "tokens_invalid" else 90.0))
-            for call in (price(feed), balance(feed)):
-                try:
-                    await kis.call(call)
-                except KisfeedError as exc:
-                    found.told += [repr(exc), str(exc), repr(exc.__cause__), repr(exc.args)]
+
+        async def hear(asked: Callable[[], Awaitable[object]]) -> None:
             try:
-                until = trio.current_time() + 5
-                await kis.post_once(order, until=until, check=lambda: None)
+                found.told.append(repr(await asked()))
             except KisfeedError as exc:
                 found.told += [repr(exc), str(exc), repr(exc.__cause__), repr(exc.args)]
+                found.told.append(repr(getattr(exc, "detail", "")))
+
+        async def place(name: str) -> object:
+            asked = {"client_order_id": name, "symbol": "005930", "side": "buy", "qty": 1}
+            await feed.orders.calls.call("order.preview", asked, "bench")
+            return await feed.orders.calls.call("order.place", asked, "bench")
+
+        kinds = (
+            "rest_down", "tokens_invalid", "token_expired", "rate_limited", "token_down",
+            "order_lost_after", "order_html", "order_refused",
+        )  # fmt: skip
+        for kind in kinds:
+            lasting = kind == "tokens_invalid" or kind.startswith("order")
+            sim.inject(Fault(Kind(kind), lasts=None if lasting else 90.0))
+            for call in (price(feed), balance(feed)):
+                await hear(partial(kis.call, call))
+            until = trio.current_time() + 5
+            await hear(partial(kis.post_once, order, until=until, check=lambda: None))
+            await hear(partial(place, kind))
             found.told += [repr(call), repr(order)]
             await trio.sleep(200)
+        await hear(partial(feed.orders.calls.call, "balance", {}, "bench"))
+        await hear(partial(feed.orders.calls.call, "order.list", {}, "bench"))
         found.told += [json.dumps(feed.status()), json.dumps(kis.status())]
-        for thing in (feed, feed.config, kis, kis.tokens, kis.gate):
+        found.told.append(feed.metrics.text().decode())
+        parts = (kis, kis.tokens, kis.gate, feed.metrics, feed.orders, feed.orders.desk)
+        for thing in (feed, feed.config, feed.engine, *parts):
             found.told.append(repr(thing))
         found.told.append(repr(attrs.asdict(feed.config, recurse=False)))
         token: Any = kis.tokens.current()
@@ -293,7 +312,7 @@ def read_back(folder: Path, found: Told) -> None:
             found.canaries.append(json.loads(path.read_bytes())["data"]["value"])
             assert path.stat().st_mode & 0o777 == 0o600
         else:
-            found.told.append(path.read_text("utf-8"))
+            found.told.append(path.read_text("utf-8", "replace"))
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ _MAX_PRIO: Final = 9
 _EVENT_BYTES: Final = 256  # what one event object counts for against queue_bytes
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Feed:
     """One KIS session inside this program: what :func:`open_feed` yields.
 
@@ -117,6 +117,10 @@ class Feed:
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(self)
+
+    def __repr__(self) -> str:
+        state = self.engine.connection.state
+        return f"<Feed {self.config.profile} ({self.config.environment}), {state}>"
 
     @overload
     def subscribe(

@@ -124,7 +124,7 @@ def _no_matter() -> None:
     pass
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)  # notices, with account numbers, are in it
 class Engine:
     """The daemon's mind. Every method is synchronous and waits for nothing.
 
