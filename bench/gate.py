@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import pieces, relays, wire
+from kisfeed.core.connection import Reason
+from kisfeed.core.engine import Instant
 from kisfeed.upstream.frametap import FrameTap
 
 if TYPE_CHECKING:
@@ -80,6 +82,20 @@ def calls_of_another(per_read: int) -> float:
     """Calls that one more subscriber adds to a record."""
     few = calls_a_record(per_read=per_read, subscribers=1)
     return (calls_a_record(per_read=per_read, subscribers=11) - few) / 10
+
+
+def calls_of_a_join(subscribers: int) -> float:
+    """Calls for each topic of a program that joins *subscribers* others."""
+    core = pieces.Core(20, subscribers)
+    topics = [f"trade.krx.{name}" for name in wire.symbols(20)]
+    return calls(lambda: core.subscriber(subscribers + 1, topics, True)) / len(topics)
+
+
+def calls_of_a_state(subscribers: int) -> float:
+    """Calls for each of *subscribers* when the state of the session changes."""
+    core = pieces.Core(1, subscribers)
+    at = Instant(core.now, 0)
+    return calls(lambda: core.engine.lost(1, Reason.RESET, at)) / subscribers
 
 
 def bytes_of_waiting() -> float:
@@ -186,9 +202,11 @@ CHECKS: Final = (
     Check("calls a trade, reads of 100", 26, calls_a_record),
     Check("calls a trade, reads of 1", 64, partial(calls_a_record, per_read=1)),
     Check("calls a trade, 4 in a frame", 28, partial(calls_a_record, records=4)),
-    Check("calls a raw row, reads of 100", 22.5, partial(calls_a_record, raw=True)),
+    Check("calls a raw row, reads of 100", 19, partial(calls_a_record, raw=True)),
     Check("calls of another subscriber, reads of 100", 0.2, partial(calls_of_another, 100)),
     Check("calls of another subscriber, reads of 1", 10, partial(calls_of_another, 1)),
+    Check("calls of a topic joined, behind 200 subscribers", 62, partial(calls_of_a_join, 200)),
+    Check("calls of a change of state, for each of 200", 16, partial(calls_of_a_state, 200)),
     Check("bytes of a waiting frame in another outbox", 12, bytes_of_waiting),
     Check("scheduler passes a read of 100 frames", 1.2, steps_a_read),
     Check("CPU of a trade, as a share of JSON alone", 0.8, against_json),
