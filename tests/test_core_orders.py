@@ -509,6 +509,176 @@ def test_notices_make_the_list_be_read_until_it_has_caught_up() -> None:
     assert orders.next_read() == float("inf")
 
 
+def cancelling(orders: Book, target: str, now: float) -> Order:
+    """A cancellation of *target* that is being sent."""
+    orders.place(cancel(target), at(now), OPEN)
+    taken = orders.take(at(now), halted=False)
+    assert taken is not None
+    return orders.intended(orders.intend(taken, at(now)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fits"), [(6, False), (7, True), (10, True), (72, True), (73, False)]
+)
+def test_kis_clock_may_be_a_little_behind_and_its_list_says_when_it_took_it(
+    seconds: int, *, fits: bool
+) -> None:
+    orders = book()
+    order = sent(orders, ask(), 10)
+    orders.doubt(order.key, "reset", at(10))
+    orders.rows(DAY, [row("5001", seconds)], at(100))
+    assert orders.find("a", "bot").candidates == (("5001",) if fits else ())
+
+
+def test_a_cancellation_without_an_id_is_the_last_one_while_that_stands() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+
+    def named(now: float) -> str:
+        return orders.cancel_id("bot", orders.find("a", "bot"), at(now))
+
+    assert named(1) == "a.cancel"
+    order = cancelling(orders, "a", 1)
+    assert named(1) == "a.cancel"
+    orders.accepted(order.key, Receipt("101", "06010", "100001"), at(2))
+    assert [named(now) for now in (2, 11.9, 12)] == ["a.cancel", "a.cancel", "a.cancel2"]
+    orders.rows(DAY, [row("100", open=1)], at(13))
+    assert named(13) == "a.cancel2"
+    orders.rows(DAY, [row("100", open=0, cancelled=10)], at(14))
+    assert named(14) == "a.cancel"
+
+
+def test_a_cancellation_in_doubt_is_also_found_by_its_own_row() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    order = cancelling(orders, "a", 1)
+    orders.doubt(order.key, "reset", at(1))
+    rows = [row("100"), row("101", 1, original="100", open=0)]
+    for now in (2, 20):
+        orders.rows(DAY, rows, at(now))
+    found = orders.find("a.cancel", "bot")
+    assert (found.state, found.order_no, found.numbers) == (OrderState.ACCEPTED, "101", ())
+
+
+def test_a_change_is_one_of_its_targets_symbol_whatever_its_caller_says() -> None:
+    orders = book()
+    accepted(orders, ask("a", symbol="000660", side=Side.SELL), 0, "100")
+    order = orders.place(cancel("a"), at(1), OPEN)
+    assert (order.symbol, order.side, order.exchange) == ("000660", Side.SELL, "KRX")
+
+
+def test_an_id_that_two_programs_have_is_only_found_by_those() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    assert orders.find("a", "anybody").client == "bot", "nobody else has one"
+    accepted(orders, ask("a", client="other"), 1, "101")
+    assert orders.find("a", "bot").order_no == "100"
+    assert orders.find("a", "other").order_no == "101"
+    with pytest.raises(OrderRefused, match="bot, other") as error:
+        orders.find("a", "anybody")
+    assert reason(error) == "target"
+
+
+def test_every_change_is_told_once_and_what_must_last_is_written() -> None:
+    orders = book()
+    placed(orders, ask(), 0)
+    assert [o.state for o in orders.take_changed()] == [OrderState.QUEUED]
+    taken = orders.take(at(0), halted=False)
+    assert taken is not None
+    order = orders.intended(orders.intend(taken, at(0)))
+    assert [o.state for o in orders.take_changed()] == [OrderState.SENDING]
+    assert orders.take_records() == [], "the shell wrote the intent itself"
+    orders.accepted(order.key, Receipt("100", "06010", "100000"), at(0))
+    assert [record["order"]["state"] for record in orders.take_records()] == ["accepted"]
+    orders.take_changed()
+    orders.rows(DAY, [row("100", filled=4, open=6, avg_price="70000")], at(2))
+    assert [o.filled_qty for o in orders.take_changed()] == [4]
+    assert orders.take_records() == [], "the list tells of fills again"
+    moved = row("101", 3, original="100", qty=6, open=6)
+    orders.rows(DAY, [row("100", filled=4, open=0, avg_price="70000"), moved], at(4))
+    (record,) = orders.take_records()
+    assert record["order"]["numbers"] == ["100", "101"]
+    orders.rows(DAY, [row("100", filled=4, open=0, avg_price="70000"), moved], at(5))
+    assert len(orders.take_changed()) == 1
+
+
+@pytest.mark.parametrize(
+    ("why", "state"), [("expired", OrderState.EXPIRED), ("no_route", OrderState.NOT_SENT)]
+)
+def test_what_never_left_says_whether_its_time_was_up(why: str, state: OrderState) -> None:
+    orders = book()
+    order = sent(orders, ask(), 0)
+    assert orders.deadline(order) == TTL_S
+    orders.not_sent(order.key, why, "it did not go out", at(1))
+    assert (orders.find("a", "bot").state, orders.find("a", "bot").code) == (state, why)
+    assert orders.next_deadline() == float("inf")
+    assert orders._deadlines == {}
+
+
+def test_the_list_is_read_soon_after_an_answer_and_rarely_for_a_person() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    assert orders.next_read() == 1.0
+    orders.rows(DAY, [row("100")], at(1))
+    assert orders.next_read() == float("inf")
+    orders.accepted(cancelling(orders, "a", 10).key, Receipt("101", "06010", "100010"), at(10))
+    assert orders.next_read() == 11.0
+    orders.rows(DAY, [row("100", open=0, cancelled=10)], at(11))
+    assert orders.next_read() == float("inf")
+
+    order = sent(orders, ask("b"), 20)
+    orders.doubt(order.key, "reset", at(20))
+    reads = []
+    while orders.find("b", "bot").state is not OrderState.HUMAN:
+        reads.append(orders.next_read() - 20)
+        orders.rows(DAY, [], at(20 + reads[-1]))
+    assert reads[:4] == [1.0, 3.0, 6.0, 9.0]
+    assert orders.next_read() - 20 == reads[-1] + 60.0
+    assert str(orders.find("b", "bot").text) == "the day's list does not settle it"
+
+
+def test_after_a_restart_only_what_is_in_doubt_makes_the_list_be_read_at_once() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    records = orders.take_records()
+    again = book()
+    again.replay(records, at(100))
+    assert again.next_read() == float("inf")
+    orders.doubt(sent(orders, ask("b"), 1).key, "reset", at(1))
+    again = book()
+    again.replay([*records, *orders.take_records()], at(100))
+    assert again.next_read() == 100.0
+
+
+def test_a_notice_at_the_moment_of_sending_may_already_be_of_the_order() -> None:
+    orders = book()
+    order = sent(orders, ask(), 5)
+    orders.doubt(order.key, "reset", at(5))
+    orders.notice(Hint("6000", "", "005930", "buy", 10, ended=False), at(5))
+    for now in (6.0, 40.0):
+        orders.rows(DAY, [row("5001", 5)], at(now))
+    assert orders.find("a", "bot").state is OrderState.UNKNOWN
+
+
+def test_of_a_past_day_nothing_is_kept_in_memory() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.notice(Hint("100", "", "005930", "buy", 3, ended=False), at(1))
+    orders.rows(DAY, [row("100", filled=3, open=7, avg_price="70000")], at(2))
+    orders.take_changed()
+    orders.take_records()
+    orders.forget(at(3))
+    assert list(orders.orders)
+    assert orders.row(DAY, "100") is not None
+    orders.forget(at(86_400))
+    assert orders.outlived
+    assert [record["order"]["filled_qty"] for record in orders.take_records()] == [3]
+    left = (orders.orders, orders._rows, orders._first_seen, orders._hints, orders._heard)
+    assert not any(left)
+    assert not orders._owners
+    assert orders.next_read() == float("inf")
+
+
 def test_a_replay_of_any_prefix_doubts_what_was_about_to_be_sent() -> None:
     orders, records = book(), []
     for n, end in enumerate(("accepted", "refused", "doubt", "not_sent")):
