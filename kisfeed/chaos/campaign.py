@@ -199,3 +199,17 @@ def first_caught(bug: str, seeds: Sequence[int]) -> tuple[int, str] | None:
             name, told = next(iter(faults.items()))
             return number, f"{name}: {told[0]}"
     return None
+
+
+def rehearse(seeds: Sequence[int], jobs: int) -> Iterator[tuple[str, tuple[int, str] | None]]:
+    """Every planted bug, by name, as they are found or not."""
+    task = partial(_rehearse, seeds=seeds)
+    if jobs <= 1:
+        yield from map(task, planted.BUGS)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(task, planted.BUGS)
+
+
+def _rehearse(bug: str, seeds: Sequence[int]) -> tuple[str, tuple[int, str] | None]:
+    return bug, first_caught(bug, seeds)

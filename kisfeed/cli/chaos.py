@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from kisfeed.chaos.campaign import Report, Verdict
 
 FOUND = 3  # a check found something
-_SEEDS = 100
 _ENDLESS = 1_000_000_000
 
 
@@ -39,7 +38,7 @@ _ENDLESS = 1_000_000_000
     cls=Option,
     type=click.IntRange(min=1),
     metavar="N",
-    help=N_("Play so many storms (100; with --minutes as many as there is time for)."),
+    help=N_("Play so many storms (100; --digests 200, --planted 300, --minutes any)."),
 )
 @click.option(
     "--first", cls=Option, type=int, default=0, metavar="N", help=N_("The first seed (0).")
@@ -99,12 +98,12 @@ def command(
     if context.invoked_subcommand is not None:
         return
     if seeds is None:
-        seeds = _SEEDS if minutes is None else _ENDLESS
+        seeds = 300 if planted else 200 if digests else 100 if minutes is None else _ENDLESS
     numbers = range(first, first + seeds)
     if digests:
         raise click.exceptions.Exit(_digests(numbers, as_json=as_json))
     if planted:
-        raise click.exceptions.Exit(_planted(numbers, as_json=as_json))
+        raise click.exceptions.Exit(_planted(numbers, jobs, as_json=as_json))
     if week:
         raise click.exceptions.Exit(_week(as_json=as_json))
     from kisfeed.chaos.campaign import Report, run_seeds
@@ -287,17 +286,19 @@ def _digests(seeds: range, *, as_json: bool) -> int:
     return FOUND if found else 0
 
 
-def _planted(seeds: range, *, as_json: bool) -> int:
+def _planted(seeds: range, jobs: int, *, as_json: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
     from kisfeed.chaos import planted
-    from kisfeed.chaos.campaign import first_caught
+    from kisfeed.chaos.campaign import rehearse
 
-    found = {}
     with _bar(Console(stderr=True)) as progress:
-        for name in progress.track(planted.BUGS, description=_("planted bugs")):
-            found[name] = first_caught(name, seeds)
+        every = progress.track(
+            rehearse(seeds, jobs), total=len(planted.BUGS), description=_("planted bugs")
+        )
+        by_name = dict(every)
+    found = {name: by_name[name] for name in planted.BUGS}
     if as_json:
         click.echo(json.dumps({name: caught and caught[0] for name, caught in found.items()}))
     else:
