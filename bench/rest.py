@@ -289,7 +289,7 @@ async def everything_told(folder: Path) -> Told:
             await hear(partial(kis.post_once, order, until=until, check=lambda: None))
             await hear(partial(place, kind))
             found.told += [repr(call), repr(order)]
-            await trio.sleep(200)
+            await trio.sleep(20 if kind.startswith("order") else 120)
         await hear(partial(feed.orders.calls.call, "balance", {}, "bench"))
         await hear(partial(feed.orders.calls.call, "order.list", {}, "bench"))
         found.told += [json.dumps(feed.status()), json.dumps(kis.status())]
@@ -338,6 +338,13 @@ def main() -> None:
     for paper in (False, True):
         worst = virtual(order_delay, paper)
         print(f"an order under full quote load, {'paper' if paper else 'real'}: {worst:.3f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        told = virtual(everything_told, Path(folder))
+    hits = sum(canary in text for canary in told.canaries for text in told.told)
+    print(
+        f"{len(told.canaries)} secrets in {len(told.told)} texts"
+        f" ({sum(map(len, told.told)):,} characters): {hits} hits"
+    )
 
 
 if __name__ == "__main__":

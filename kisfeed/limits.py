@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kisfeed.texts import Phrase
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -100,8 +102,9 @@ class Origin:
 
 
 def _text(rule: Mapping[str, Any]) -> str:
-    count = f"{rule['count']:g}"
-    return f"{count} in {rule['per_s']:g} s" if "per_s" in rule else count
+    if "per_s" not in rule:
+        return f"{rule['count']:g}"
+    return Phrase("{count:g} in {per_s:g} s", count=rule["count"], per_s=rule["per_s"])
 
 
 def origins(data: Mapping[str, Any], environment: str, today: dt.date) -> list[Origin]:

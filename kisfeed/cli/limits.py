@@ -64,10 +64,16 @@ def show(as_json: bool, profile: str | None, config_file: Path | None) -> None:
     )
     for title in (_("Limit"), _("Value"), _("Source"), _("Date")):
         table.add_column(title)
+    kinds = {
+        "notice": _("notice"),
+        "faq": _("FAQ"),
+        "sample": _("sample"),
+        "measured": _("measured"),
+    }
     for rule in rules:
         sources = {f"{c['source_kind']} {c['date']}": c for c in rule.used}
         kind, _blank, date = next(iter(sorted(sources, reverse=True))).partition(" ")
-        table.add_row(rule.name, rule.value, kind, date)
+        table.add_row(rule.name, said(rule.value), kinds.get(kind, kind), date)
     Console().print(table)
     if answer["share"] != 1:
         click.echo(_("kisfeed uses {share} of the REST limit.").format(share=answer["share"]))
@@ -135,7 +141,7 @@ def diff(file: Path | None, as_json: bool, profile: str | None, config_file: Pat
         click.echo(_("{file} changes no limit.").format(file=file))
     else:
         for line in changed:
-            old, new = line["shipped"] or "-", line["file"] or "-"
+            old, new = (said(value) if value else "-" for value in (line["shipped"], line["file"]))
             click.echo(f"{line['name']}: {old} -> {new}")
 
 
@@ -199,7 +205,7 @@ def _findings(file: Path, config: Config) -> list[tuple[str, str]]:
             continue
         if _rate(mine.used) > _rate(theirs.used):
             what = _("{mine} is more than the shipped {theirs}").format(
-                mine=mine.value, theirs=theirs.value
+                mine=said(mine.value), theirs=said(theirs.value)
             )
             found.append((theirs.name, what))
         if max(c["date"] for c in mine.used) < max(c["date"] for c in theirs.used):
