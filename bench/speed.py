@@ -100,11 +100,13 @@ class Bench:
         quick: shorter loads, fewer sizes.
         again: a later pass, which leaves out what is only shown.
         counting: nothing is measured, only counted into *total*.
+        ends_at: nothing is begun behind it, on the clock of ``time.monotonic``.
     """
 
     quick: bool
     again: bool = False
     counting: bool = False
+    ends_at: float = math.inf
     total: int = 0
     progress: Progress | None = None
     task: TaskID = attrs.field(default=TaskID(0))
@@ -128,6 +130,10 @@ class Bench:
     def _measure(self, row: tuple[str, str], case: Case) -> None:
         found = self.samples.setdefault(row, [])
         if row in self.notes:
+            return
+        if time.monotonic() > self.ends_at:
+            if not found:
+                self.notes[row] = "no time was left"
             return
         try:
             with limited(_CASE_S):
@@ -584,6 +590,7 @@ def measure(bench: Bench, sections: Sequence[str], passes: int, minutes: float) 
             SECTIONS[name](bench)
 
     began = time.monotonic()
+    bench.ends_at = began + minutes * 60
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -598,10 +605,13 @@ def measure(bench: Bench, sections: Sequence[str], passes: int, minutes: float) 
         bench.counting = False
         with Progress(*columns, console=Console(stderr=True)) as bench.progress:
             bench.task = bench.progress.add_task("", total=bench.total)
-            go()
+            try:
+                go()
+            except KeyboardInterrupt:
+                return n + 1  # what is there can be shown
             bench.progress.update(bench.task, description=f"pass {n + 1}")
         now = time.monotonic()
-        if now - began + (now - start) > minutes * 60:
+        if now + (now - start) > bench.ends_at:
             return n + 1
     return passes
 
@@ -614,13 +624,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="one pass, shorter loads: 6 minutes")
-    parser.add_argument("--minutes", type=float, default=24.0, help="begin no pass beyond (24)")
+    parser.add_argument("--minutes", type=float, default=24.0, help="begin nothing after (24)")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="repeatable")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     parser.add_argument("--markdown", action="store_true", help="the tables as Markdown on stdout")
     parser.add_argument("--readme", action="store_true", help="renew README.md and bench/plots/")
     options = parser.parse_args()
     wire.library()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     bench = Bench(options.quick)
     sections = options.only or list(SECTIONS)
     passes = measure(bench, sections, 1 if options.quick else _PASSES, options.minutes)
