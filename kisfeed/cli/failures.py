@@ -84,7 +84,7 @@ def message(error: BaseException) -> str:
             others = sorted(path.stem for path in places.runtime_folder().glob("*.sock"))
             if others:
                 told += "\n" + _("Sockets that exist: {names}; choose by --profile.")
-            return told.format(detail=error, names=", ".join(others))
+            return told.format(detail=said(str(error), texts.parts(error)), names=", ".join(others))
         case errors.AppkeyInUse(pid=pid, socket=socket, since_ts=since_ts):
             return _(
                 "Another kisfeed has this appkey: pid {pid}, socket {socket}, since {since}."

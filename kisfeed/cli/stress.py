@@ -78,7 +78,8 @@ def command(
     with link.connect("stress", **where) as daemon:  # type: ignore[arg-type]  # click's options
         environment = daemon.status()["environment"]
         if environment != "sim":
-            raise NotPermitted(f"this daemon speaks to KIS ({environment}), not to a simulator")
+            text = _("this daemon speaks to KIS ({environment}), not to a simulator")
+            raise NotPermitted(text.format(environment=environment))
         path = link.socket_path(**where)  # type: ignore[arg-type]  # click's options
         names = [f"{100_000 + number}" for number in range(symbols)]
         report = run(daemon, path if each else None, threads, names, seconds)

@@ -17,6 +17,7 @@ import attrs
 from kisfeed.errors import BadFrame, Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.messages import PROTO, Code, Data, ErrorCode, Mode, Source, Stream, Type
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -318,7 +319,7 @@ class ClientCore:
         if not self.linked:
             return
         if not data:
-            self._drop("the daemon closed the connection", now)
+            self._drop(Phrase("the daemon closed the connection"), now)
             return
         self._heard_at = now
         try:
@@ -352,7 +353,7 @@ class ClientCore:
         if now >= self._heard_at + silence:
             self._drop(f"nothing from the daemon for {silence:g} s", now)
         elif now >= self._leave_at:
-            self._drop("the daemon goes away", now)
+            self._drop(Phrase("the daemon goes away"), now)
         else:
             late = [number for number, r in self._requests.items() if now >= r.deadline]
             for number in late:
@@ -516,7 +517,7 @@ class ClientCore:
         pending, self._requests = list(self._requests.values()), {}
         for request in pending:
             if request.kind in {Type.CALL, Type.GET, Type.PING}:
-                request.finish(error=Disconnected(f"{why}, before it answered"))
+                request.finish(error=Disconnected(Phrase("{why}, before it answered", why=why)))
             else:
                 request.finish()
         self._end_questions(NoDaemon(why))

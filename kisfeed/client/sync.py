@@ -12,6 +12,7 @@ from kisfeed import blocking, places
 from kisfeed.client.core import GRACE_S, ClientCore, Phase, Request, Subscription, specs
 from kisfeed.client.questions import Questions
 from kisfeed.kfp.models import DailyPrice, Price, SymbolInfo
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     import os
@@ -345,7 +346,11 @@ class Client:
             link.connect(self._path)
         except OSError as error:
             link.close()
-            why = f"nobody listens at {self._path} ({error.strerror or error})"
+            why = Phrase(
+                "nobody listens at {path} ({why})",
+                path=self._path,
+                why=error.strerror or str(error),
+            )
             self._core.dial_failed(why, blocking.monotonic())
         else:
             self._socket = link
@@ -367,7 +372,7 @@ class Client:
         try:
             self._socket.sendall(data)
         except TimeoutError:
-            self._core.lost("the daemon does not read", blocking.monotonic())
+            self._core.lost(Phrase("the daemon does not read"), blocking.monotonic())
         except OSError:
             # It has hung up; what it said before, ERR perhaps, is still there to be read.
             with suppress(OSError):
