@@ -574,7 +574,7 @@ def show(console: Console, bench: Bench, *, as_markdown: bool) -> None:
         if as_markdown:
             print(f"### {name}\n\n{markdown(head, body)}\n")
             continue
-        table = Table(title=name, title_justify="left")
+        table = Table(title=name, title_justify="left", min_width=len(name))
         for column in head:
             table.add_column(column, justify="left" if column in {"", "what"} else "right")
         for line in body:
