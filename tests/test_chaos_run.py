@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from hypothesis import Phase, given, settings
 
-from kisfeed.chaos import schedule
+from kisfeed.chaos import planted, schedule
 from kisfeed.chaos.invariants import INVARIANTS, measure
 from kisfeed.chaos.run import play
 from tests.chaos_cases import storms
@@ -43,6 +43,15 @@ def test_the_same_case_gives_the_same_digest_and_another_another() -> None:
 def test_every_invariant_is_measured_or_says_where_it_is() -> None:
     assert [i.id for i in INVARIANTS] == [f"I{n}" for n in range(1, 51)]
     assert all((i.measure is None) is bool(i.instead) for i in INVARIANTS)
+
+
+@pytest.mark.parametrize("name", planted.BUGS)
+def test_a_planted_bug_has_its_place(name: str) -> None:
+    bug = planted.BUGS[name]
+    right = vars(bug.target)[bug.name]
+    with planted.plant(name):
+        assert vars(bug.target)[bug.name] is not right
+    assert vars(bug.target)[bug.name] is right
 
 
 @given(storms())

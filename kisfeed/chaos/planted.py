@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from kisfeed.client.core import ClientCore
-from kisfeed.core import outbox
+from kisfeed.core import engine, outbox
 from kisfeed.core.breaker import Breaker
 from kisfeed.core.connection import Connection, DialFailure
 from kisfeed.core.engine import Engine
@@ -23,7 +23,7 @@ from kisfeed.core.liveness import Liveness
 from kisfeed.core.orders import Book
 from kisfeed.core.pacing import Backoff, DialBudget, SlidingWindows
 from kisfeed.core.registrations import Operation, Registrations, State
-from kisfeed.core.streams import Subscriber, TopicStream
+from kisfeed.core.streams import TopicStream
 from kisfeed.errors import UnknownOutcome
 from kisfeed.kfp.messages import Mode, Type
 from kisfeed.kis import frames
@@ -136,9 +136,9 @@ def _row_twice(right: Any) -> Any:
 
 
 def _no_sessions(right: Any) -> Any:
-    def tell(self: Subscriber, kind: Type, *args: Any) -> None:
+    def tell(subscribers: Any, kind: Type, *args: Any) -> None:
         if kind is not Type.SESSION:
-            right(self, kind, *args)
+            right(subscribers, kind, *args)
 
     return tell
 
@@ -273,7 +273,7 @@ BUGS: Final[dict[str, Bug]] = {
         Phrase("every fiftieth row is delivered twice"), TopicStream, "row", _row_twice
     ),
     "session-not-told": Bug(
-        Phrase("programs are not told of the session"), Subscriber, "tell", _no_sessions
+        Phrase("programs are not told of the session"), engine, "tell", _no_sessions
     ),
     "in-use-as-lost": Bug(
         Phrase("OPSP8996 is a loss like any other"), Connection, "in_use", _as_if_lost

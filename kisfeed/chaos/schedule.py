@@ -129,6 +129,10 @@ CODES: Final = (
 """Codes that a registration may be refused with; the last is none that KIS has."""
 
 
+_STRAY: Final = ("OPSP0000", "OPSP0000", "OPSP0001", "OPSP0002", *CODES[:4])
+"""An answer nobody asked for may say anything, yes before all."""
+
+
 @attrs.frozen
 class Step:
     """One thing that goes wrong.
@@ -331,7 +335,7 @@ def _step(rng: Seeded, dt: float, kind: str, scale: float) -> Step:
         value=value,
         count=rng.choice([1, 1, 2] if fault in _ORDER_FAULTS else [1, 1, 2, 5, 50]),
         topic=topic,
-        code=rng.choice(CODES),
+        code=rng.choice(_STRAY if fault is Kind.STRAY_ACK else CODES),
     )
 
 

@@ -238,7 +238,8 @@ def _frame(buffer: bytearray) -> tuple[int, bytes, int] | None:
 
 
 def confirmed(line: Line, key: tuple[str, str], before: float) -> bool:
-    """Whether an ACK or a row of *key* had reached the daemon on *line* by then."""
-    return any(a.key == key and a.code in _HELD and a.at <= before for a in line.answers) or any(
-        row.symbol == key[1] and row.at <= before for row in line.rows
-    )
+    """Whether an ACK or a row of *key*, asked for before, had reached the daemon by then."""
+    asked = min((r.at for r in line.requests if r.key == key and r.subscribe), default=math.inf)
+    return any(
+        a.key == key and a.code in _HELD and asked <= a.at <= before for a in line.answers
+    ) or any(row.symbol == key[1] and asked <= row.at <= before for row in line.rows)
