@@ -110,7 +110,11 @@ class Storm:
     """What is traded beyond a busy open comes in bursts on every symbol, while it is on."""
 
     trades: float
-    on: bool = True
+    _turn: trio.Lock = attrs.field(factory=trio.Lock)
+
+    def calm(self) -> trio.Lock:
+        """No burst comes while this is held."""
+        return self._turn
 
     async def run(self, scene: Scene) -> None:
         due, before = 0.0, trio.current_time()
@@ -121,10 +125,13 @@ class Storm:
             due += (now - before) * self.trades / BURST / len(SYMBOLS)
             before = now
             due = min(due, MOST_BURSTS)
-            # A simulator that cannot keep up would only grow a queue of its own.
-            if self.on and due >= 1 and scene.counts.get("backlog", 0) > MOST_BACKLOG:
-                await scene.ask({})
-            elif self.on and due >= 1:
+            if due < 1:
+                continue
+            async with self._turn:
+                # A simulator that cannot keep up would only grow a queue of its own.
+                if scene.counts.get("backlog", 0) > MOST_BACKLOG:
+                    await scene.ask({})
+                    continue
                 await scene.ask({"kind": "burst", "count": int(due)})
                 due %= 1
 
@@ -142,7 +149,8 @@ async def soak(minutes: float, trades: float, seed: int) -> int:
     opened = hardships.open_scene(
         seed,
         rate_hz=min(trades, BUSY_OPEN) / RECORDS / len(SYMBOLS),
-        symbols={"stream": SYMBOLS[:4], "sync": SYMBOLS[:4], "raw": SYMBOLS},
+        symbols=dict.fromkeys(hardships.READERS, SYMBOLS[:4]),
+        pinned=[f"trade.krx.{symbol}" for symbol in SYMBOLS],
         liveness=1.0,
         log_level="info",
     )
@@ -159,9 +167,8 @@ async def soak(minutes: float, trades: float, seed: int) -> int:
             known = len(scene.faults)
             await scene.suffer(blows)
             await scene.heal()
-            storm.on = False
-            await scene.close()
-            storm.on = True
+            async with storm.calm():
+                await scene.close()
             console.print(
                 f"{trio.current_time() - began:6.0f} s  {samples.newest()}  "
                 + ", ".join(blow.kind for blow in blows)
@@ -171,7 +178,6 @@ async def soak(minutes: float, trades: float, seed: int) -> int:
             await trio.sleep_until(now + ROUND_S)
         took, used = trio.current_time() - began, cpu_s(scene) - cpu
         records = (await scene.ask({}))["records"] - records
-        storm.on = False
         nursery.cancel_scope.cancel()
     table = Table(title=f"{took / 60:.1f} minutes, {sum(kinds.values())} hardships")
     for title in ("what", "begin", "end", "slope in an hour", "bound", ""):

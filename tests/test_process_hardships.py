@@ -9,17 +9,18 @@ import pytest
 from tests import hardships
 from tests.hardships import KINDS, Ledger
 
-ROUNDS = -(-len(KINDS) // 3)
+HALVES = (tuple(KINDS)[::2], tuple(KINDS)[1::2])
 
 
-async def test_after_every_hardship_the_accounts_close() -> None:
+@pytest.mark.parametrize("kinds", HALVES, ids=("one half", "the other"))
+async def test_after_every_hardship_the_accounts_close(kinds: tuple[str, ...]) -> None:
     async with hardships.open_scene(seed=1, stall_s=1.5) as scene:
         suffered = set()
-        for blows in itertools.islice(hardships.rounds(1), ROUNDS):
+        for blows in itertools.islice(hardships.rounds(1, kinds), -(-len(kinds) // 3)):
             assert await hardships.play(scene, blows) == []
             suffered |= {blow.kind for blow in blows}
-        assert suffered == set(KINDS)
-        assert len(scene.counts["connects"]) > 3
+        assert suffered == set(kinds)
+        assert len(scene.counts["connects"]) > 1
         assert any(
             ledger.missed for reader in scene.readers.values() for ledger in reader.ledgers.values()
         )
