@@ -886,3 +886,438 @@ def test_an_order_and_its_twin_are_never_told_apart_by_a_guess() -> None:
         for now in range(1, 40):
             orders.rows(DAY, broker.rows(now), at(now))
         assert orders.find("a", "bot").state is OrderState.HUMAN
+
+
+def test_a_book_that_forgot_nothing_says_so() -> None:
+    orders = book()
+    assert not orders.outlived
+    placed(orders, ask(), 0)
+    orders.expire(at(9))
+    orders.take_changed()
+    orders.forget(at(86_400))
+    assert orders.orders == {}
+    assert not orders.outlived, "what was never sent is in no journal"
+    assert orders.take_records() == []
+
+
+def test_previews_are_bounded_and_go_when_their_time_is_up() -> None:
+    orders = book()
+    for n in range(1000):
+        orders.preview(ask(f"a{n}"), at(0), OPEN)
+    with pytest.raises(OrderRefused) as error:
+        orders.preview(ask("b"), at(CAPS.preview_s - 1), OPEN)
+    assert reason(error) == "queue_full"
+    orders.place(ask("a0"), at(1), OPEN)
+    orders.preview(ask("b"), at(1), OPEN)
+    orders.preview(ask("c"), at(CAPS.preview_s), OPEN)
+    assert [key[2] for key in orders._previews] == ["b", "c"]
+
+
+def test_many_waiting_orders_leave_room_for_cancellations_and_these_are_bounded_too() -> None:
+    orders = book(attrs.evolve(CAPS, queue=1))
+    for name, number in (("x", "1"), ("y", "2")):
+        accepted(orders, ask(name), 0, number)
+    placed(orders, ask("a"), 1)
+    orders.place(cancel("x"), at(1), OPEN)
+    with pytest.raises(OrderRefused) as error:
+        orders.place(cancel("y"), at(1), OPEN)
+    assert reason(error) == "queue_full"
+    assert orders.waiting() == 2
+
+
+def test_a_list_that_does_not_show_an_accepted_order_yet_is_read_again_but_rarely_in_the_end() -> (
+    None
+):
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    pauses, now = [], 1.0
+    while not pauses or pauses[-1] < 60:
+        assert orders.next_read() == now
+        orders.rows(DAY, [], at(now))
+        pauses.append(orders.next_read() - now)
+        now = orders.next_read()
+    assert pauses[:3] == [2.0, 3.0, 3.0]
+    assert sum(pauses[:-1]) <= CAPS.human_after_s < sum(pauses[:-1]) + 4
+    assert orders.find("a", "bot").state is OrderState.ACCEPTED
+
+
+def test_what_a_person_has_to_decide_is_looked_at_rarely_from_then_on() -> None:
+    orders = book()
+    order = sent(orders, ask(), 0)
+    orders.doubt(order.key, "reset", at(0))
+    orders.rows(DAY, [row("5001"), row("5002")], at(1))
+    assert orders.find("a", "bot").state is OrderState.HUMAN
+    assert orders.next_read() == 61.0
+    orders.notice(Hint("5002", "", "005930", "buy", 1, ended=False), at(5))
+    assert orders.next_read() == 6.0, "a notice that may be of it is worth a look"
+    orders.notice(Hint("5002", "", "005930", "buy", 1, ended=False), at(5.5))
+    assert orders.next_read() == 6.0
+    orders.rows(DAY, [row("5001"), row("5002")], at(5.9))
+    assert orders.next_read() == 6.0, "nothing was due"
+
+
+def test_two_amendments_at_once_are_not_both_found_in_one_row() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    accepted(orders, ask("other", symbol="000660"), 0, "90")
+    changes = []
+    for name in ("a2", "a3"):
+        orders.place(amend("a", 70_100, name), at(1), OPEN)
+        taken = orders.take(at(1), halted=False)
+        assert taken is not None
+        changes.append(orders.intended(orders.intend(taken, at(1))))
+    orders.accepted(changes[0].key, Receipt("101", "06010", "100001"), at(1))
+    orders.doubt(changes[1].key, "reset", at(1))
+    orders.rows(DAY, [row("100", open=0), row("101", 1, original="100", price=70_100)], at(20))
+    assert orders.find("a3", "bot").candidates == ()
+
+
+def test_what_was_seen_today_is_still_known_after_forgetting() -> None:
+    orders = book()
+    orders.rows(DAY, [row("4000", 10)], at(9))
+    orders.notice(Hint("4000", "", "005930", "buy", 4, ended=False), at(9))
+    orders.forget(at(9.5))
+    order = sent(orders, ask(), 10)
+    orders.doubt(order.key, "reset", at(10))
+    orders.rows(DAY, [row("4000", 10)], at(30))
+    assert orders.find("a", "bot").candidates == (), "it was in the list before"
+    assert orders._hints[DAY, "4000"].filled == 4
+    assert orders._heard[DAY, "4000"] == at(9).wall_ns
+
+
+def test_a_notice_heard_before_an_order_was_sent_holds_no_verdict_back() -> None:
+    orders = book()
+    for original in ("", "4999"):
+        hint = Hint(f"600{original}", original, "005930", "buy", 10, ended=False)
+        orders.notice(hint, at(0 if not original else 3))
+    orders.forget(at(0.5))
+    order = sent(orders, ask(), 1)
+    orders.doubt(order.key, "reset", at(1))
+    for now in (2.0, 20.0):
+        orders.rows(DAY, [row("5001", 1)], at(now))
+    assert orders.find("a", "bot").order_no == "5001"
+
+
+@pytest.mark.parametrize(
+    "other", [{"target": "b"}, {"price": 70_200}, {"type": "market", "price": None}]
+)
+def test_the_id_of_a_change_is_that_changes_alone(other: dict[str, Any]) -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    accepted(orders, ask("b"), 0, "101")
+    first = orders.place(amend("a", 70_100, "x"), at(1), OPEN)
+    assert orders.place(amend("a", 70_100, "x"), at(1), OPEN) == first
+    named = attrs.evolve(amend("a", 70_100, "x"), type="limit")
+    assert orders.place(named, at(1), OPEN) == first, "the kind it has anyway"
+    with pytest.raises(OrderRefused) as error:
+        orders.place(attrs.evolve(amend("a", 70_100, "x"), **other), at(1), OPEN)
+    assert reason(error) == "id_used"
+    for wanted in (cancel("a", "x"), ask("x")):
+        with pytest.raises(OrderRefused) as error:
+            orders.known(wanted, at(1))
+        assert reason(error) == "id_used"
+
+
+def test_the_id_of_a_cancellation_is_that_one_with_its_quantity() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    first = orders.place(cancel("a", "x", qty=4), at(1), OPEN)
+    again = attrs.evolve(cancel("a", "x", qty=4), price=1, type="market")
+    assert orders.place(again, at(1), OPEN) == first, "prices mean nothing to it"
+    with pytest.raises(OrderRefused) as error:
+        orders.place(cancel("a", "x", qty=5), at(1), OPEN)
+    assert reason(error) == "id_used"
+
+
+def test_a_cancellation_takes_no_more_than_the_order_has() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    for qty in (-1, 11):
+        with pytest.raises(OrderRefused) as error:
+            orders.place(cancel("a", "x", qty=qty), at(1), OPEN)
+        assert reason(error) == "qty"
+    found = orders.place(cancel("a", "x", qty=10), at(1), OPEN)
+    assert (found.qty, found.type, found.value, found.warnings) == (10, "limit", 0, ())
+
+
+def test_a_cancellation_goes_out_while_the_market_is_closed_and_an_amendment_does_not() -> None:
+    orders, closed = book(), attrs.evolve(OPEN, open=False)
+    accepted(orders, ask("a"), 0, "100")
+    with pytest.raises(OrderRefused) as error:
+        orders.place(amend("a", 70_100, "a2"), at(1), closed)
+    assert reason(error) == "closed"
+    orders.place(attrs.evolve(amend("a", 70_100, "a2"), allow_closed=True), at(1), closed)
+    orders.place(cancel("a"), at(1), closed)
+
+
+def test_an_amendment_is_of_what_is_open_and_of_an_order_itself() -> None:
+    orders = book()
+    accepted(orders, ask("a", side=Side.SELL), 0, "100")
+    orders.rows(DAY, [row("100", side="sell", filled=4, open=6, avg_price="70000")], at(1))
+    change = orders.place(amend("a", 70_100, "a2"), at(2), OPEN)
+    assert (change.qty, change.side, change.type, change.value) == (6, Side.SELL, "limit", 420_600)
+    orders.rows(DAY, [row("100", side="sell", filled=10, open=0, avg_price="70000")], at(3))
+    with pytest.raises(OrderRefused, match="nothing of a is open") as error:
+        orders.place(amend("a", 70_200, "a3"), at(3), OPEN)
+    assert reason(error) == "target"
+    for wanted in (amend("a2", 70_300, "a4"), cancel("a2")):
+        with pytest.raises(OrderRefused, match="itself a change"):
+            orders.place(wanted, at(4), OPEN)
+
+
+def test_the_days_value_is_counted_to_the_last_won_and_without_cancellations() -> None:
+    orders = book(attrs.evolve(CAPS, max_day_value=1_400_000, max_day_orders=2))
+    accepted(orders, ask("a"), 0, "1")
+    orders.place(cancel("a"), at(0), OPEN)
+    with pytest.raises(OrderRefused, match="1,401,000 won") as error:
+        orders.preview(ask("b", price=70_100), at(0), OPEN)
+    assert reason(error) == "day_value_cap"
+    placed(orders, ask("b"), 0)
+    with pytest.raises(OrderRefused, match="2 orders today"):
+        orders.preview(ask("c"), at(0), OPEN)
+    assert placed(orders, ask("c"), 86_400).value == 700_000, "another day"
+
+
+def test_doubts_stop_buys_of_other_symbols_at_the_configured_number() -> None:
+    orders = book(attrs.evolve(CAPS, max_unknown=2))
+    for n, symbol in enumerate(("000660", "035720")):
+        orders.preview(ask("z", symbol="051910"), at(n), OPEN)
+        orders.doubt(sent(orders, ask(f"a{n}", symbol=symbol), n).key, "reset", at(n))
+    with pytest.raises(OrderRefused, match=r"2 orders are in doubt \(a0, a1\)"):
+        orders.preview(ask("z", symbol="051910"), at(2), OPEN)
+
+
+def test_a_clients_own_newest_order_is_found_or_the_one_of_a_day() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    placed(orders, ask("a"), 86_400)
+    assert orders.find("a", "bot").day == "20261103"
+    assert orders.find("a", "bot", day=DAY).order_no == "100"
+    with pytest.raises(OrderRefused, match="no order a"):
+        orders.find("a", "bot", day="20261101")
+
+
+def test_only_orders_in_doubt_add_a_day_to_the_days_that_are_read() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    assert orders.days(at(0)) == [DAY]
+    order = sent(orders, ask("b"), 1)
+    orders.doubt(order.key, "reset", at(1))
+    assert orders.days(at(1)) == [DAY]
+    assert orders.days(at(86_400)) == ["20261103", DAY]
+    orders.take_changed()
+    orders.forget(at(86_400))
+    assert [o.id for o in orders.orders.values()] == ["b"]
+    assert orders.next_read() == 2.0
+    orders.rows("20261103", [], at(86_400))
+    assert orders.next_read() == 2.0, "another day's list says nothing of it"
+
+
+def test_notices_of_one_number_add_up_and_the_list_has_to_show_all_of_it() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100")], at(1))
+    for _ in range(2):
+        assert orders.notice(Hint("100", "", "005930", "buy", 3, ended=False), at(2)) is not None
+    orders.rows(DAY, [row("100", filled=5, open=5, avg_price="70000")], at(3))
+    assert orders.next_read() == 5.0
+    orders.rows(DAY, [row("100", filled=6, open=4, avg_price="70000")], at(5))
+    assert orders.next_read() == float("inf")
+    orders.notice(Hint("100", "", "005930", "buy", 0, ended=True), at(6))
+    orders.notice(Hint("100", "", "005930", "buy", 0, ended=False), at(6))
+    orders.rows(DAY, [row("100", filled=6, open=4, avg_price="70000")], at(7))
+    assert orders.next_read() == 9.0, "it ended, and the list shows it open"
+    orders.rows(DAY, [row("100", filled=6, open=0, cancelled=4, avg_price="70000")], at(9))
+    assert orders.next_read() == float("inf")
+
+
+def test_a_notice_of_a_change_is_its_orders_and_one_of_nobodys_number_nobodys() -> None:
+    orders = book()
+    order = accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100")], at(1))
+    hint = Hint("300", "100", "005930", "buy", 0, ended=False)
+    assert orders.notice(hint, at(2)) == order.key
+    assert orders.next_read() == 3.0
+    orders.rows(DAY, [row("100")], at(3))
+    assert orders.notice(Hint("301", "", "005930", "buy", 0, ended=False), at(4)) is None
+    assert orders.next_read() == float("inf"), "and no list is read for it"
+    orders.doubt(sent(orders, ask("b"), 5).key, "reset", at(5))
+    orders.rows(DAY, [row("100")], at(6))
+    for other in ({"symbol": "000660"}, {"side": "sell"}):
+        orders.notice(attrs.evolve(hint, number="9", original="", **other), at(6.5))
+        assert orders.next_read() == 8.0
+
+
+def test_whose_a_number_is_can_be_asked() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    owner = orders.owner(DAY, "100")
+    assert owner is not None
+    assert owner.id == "a"
+    assert orders.owner(DAY, "101") is None
+    assert orders.owner("20261103", "100") is None
+    assert orders.row(DAY, "100") is None
+    assert orders.row("20261103", "100") is None
+
+
+def test_the_list_fills_in_what_an_answer_did_not_say_and_leaves_what_it_did() -> None:
+    orders = book()
+    order = sent(orders, ask("a"), 0)
+    orders.accepted(order.key, Receipt("100", "", ""), at(0))
+    accepted(orders, ask("b", symbol="000660"), 0, "101")
+    rows = [row("100", 7), row("101", 7, symbol="000660", branch="99999")]
+    orders.rows(DAY, rows, at(1))
+    found = orders.find("a", "bot")
+    assert (found.branch, found.order_time) == ("06010", "100007")
+    found = orders.find("b", "bot")
+    assert (found.branch, found.order_time) == ("06010", "100000")
+
+
+def test_only_what_was_refused_whole_is_rejected() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    for now, changes in enumerate(
+        ({"rejected": 4, "open": 6}, {"rejected": 4, "open": 0, "filled": 6, "avg_price": "70000"})
+    ):
+        orders.rows(DAY, [row("100", **changes)], at(now))
+        found = orders.find("a", "bot")
+        assert (found.state, found.rejected_qty) == (OrderState.ACCEPTED, 4)
+
+
+def test_an_average_price_is_of_fills_alone() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100")], at(1))
+    assert orders.find("a", "bot").avg_price == ""
+    moved = row("101", 2, original="100", filled=2, open=4, avg_price="70100.5")
+    orders.rows(DAY, [row("100", open=0, cancelled=6), moved], at(2))
+    found = orders.find("a", "bot")
+    assert (found.avg_price, found.cancelled_qty, found.filled_qty) == ("70100.5", 6, 2)
+
+
+def test_a_row_of_a_change_that_ended_without_a_fill_is_not_followed() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    dead = row("300", 5, original="100", open=0, cancelled=10)
+    orders.rows(DAY, [row("100"), dead], at(9))
+    assert orders.find("a", "bot").numbers == ("100",)
+    moved = row("301", 6, original="100", open=6)
+    further = row("302", 7, original="301", open=0, filled=6, avg_price="70000")
+    orders.rows(DAY, [row("100", open=0), dead, further, moved], at(10))
+    assert orders.find("a", "bot").numbers == ("100", "301", "302")
+    owner = orders.owner(DAY, "302")
+    assert owner is not None
+    assert owner.id == "a"
+
+
+def test_a_cancellation_that_does_nothing_becomes_a_persons() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    orders.rows(DAY, [row("100")], at(CAPS.human_after_s + 0.9))
+    assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+    orders.rows(DAY, [row("100")], at(CAPS.human_after_s + 1))
+    found = orders.find("a.cancel", "bot")
+    assert (found.state, str(found.text)) == (
+        OrderState.HUMAN,
+        "the order is still open: cancel it again",
+    )
+    orders.take_records()
+    orders.take_changed()
+    orders.rows(DAY, [row("100")], at(CAPS.human_after_s + 2))
+    assert (orders.take_records(), orders.take_changed()) == ([], []), "told and written once"
+
+
+def test_a_person_may_settle_an_order_by_a_number_that_the_list_does_not_show() -> None:
+    orders = book()
+    order = sent(orders, ask("a"), 0)
+    orders.doubt(order.key, "reset", at(0))
+    found = orders.resolve(order.key, number="0000000077", reason="by telephone", at=at(1))
+    assert (found.order_no, found.branch, found.order_time) == ("77", "", "")
+    assert (found.evidence, found.text) == (Evidence.HUMAN, "by telephone")
+    order = sent(orders, ask("b"), 2)
+    orders.doubt(order.key, "reset", at(2))
+    orders.rows(DAY, [row("78", 2, filled=10, open=0, avg_price="70000", qty=11)], at(3))
+    found = orders.resolve(order.key, number="78", reason="", at=at(4))
+    assert (found.branch, found.order_time, found.filled_qty) == ("06010", "100002", 10)
+
+
+def test_a_journal_holds_what_was_sent_and_its_orders_as_they_are() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    placed(orders, ask("b"), 0)
+    orders.rows(DAY, [row("100", filled=4, open=6, avg_price="70000")], at(1))
+    (record,) = orders.needed()
+    assert (record["order"]["id"], record["order"]["filled_qty"]) == ("a", 4)
+    again = book()
+    again.replay([{"halt": True}, record], at(5))
+    assert again.orders == {key: o for key, o in orders.orders.items() if o.id == "a"}
+
+
+def test_after_a_replay_numbers_belong_to_the_orders_they_continue() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
+    taken = orders.take(at(1), halted=False)
+    assert taken is not None
+    order = orders.intended(orders.intend(taken, at(1)))
+    orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
+    again = book()
+    again.replay(orders.needed(), at(5))
+    owners = [again.owner(DAY, number) for number in ("100", "101")]
+    assert [o and o.id for o in owners] == ["a", "a"]
+
+
+def test_what_still_waits_or_was_not_told_yet_is_not_forgotten() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    placed(orders, ask("b", ttl_s=10**6), 0)
+    orders.forget(at(86_400))
+    assert {key[2] for key in orders.orders} == {"a", "b"}
+    orders.take_changed()
+    orders.forget(at(86_400))
+    assert {key[2] for key in orders.orders} == {"b"}
+    assert orders.waiting() == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "가"])
+def test_any_printable_name_up_to_64_is_an_id(name: str) -> None:
+    assert book().preview(ask(name), at(0), OPEN).id == name
+
+
+def test_an_id_with_a_line_break_is_none() -> None:
+    with pytest.raises(OrderRefused) as error:
+        book().preview(ask("a\nb"), at(0), OPEN)
+    assert reason(error) == "id"
+
+
+def test_an_amendment_or_cancellation_makes_the_list_of_its_order_be_read_soon() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100")], at(1))
+    orders.place(amend("a", 70_100, "a2"), at(5), OPEN)
+    taken = orders.take(at(5), halted=False)
+    assert taken is not None
+    order = orders.intended(orders.intend(taken, at(5)))
+    orders.accepted(order.key, Receipt("101", "06010", "100005"), at(5))
+    assert orders.next_read() == 6.0
+    assert orders.find("a", "bot").open_qty is None, "nobody knows yet what went over"
+    orders.rows(DAY, [row("100", open=0), row("101", 5, original="100", open=0)], at(6))
+    assert orders.next_read() == float("inf")
+
+
+@pytest.mark.parametrize("time", ["", "999999"])
+def test_a_row_without_a_time_can_be_any_order(time: str) -> None:
+    orders = book()
+    order = sent(orders, ask(), 10)
+    orders.doubt(order.key, "reset", at(10))
+    orders.rows(DAY, [attrs.evolve(row("5001"), time=time, type_code="")], at(30))
+    assert orders.find("a", "bot").candidates == ("5001",)
+
+
+def test_a_market_order_is_found_whatever_price_its_row_shows() -> None:
+    orders = book()
+    order = sent(orders, ask(price=None, type="market"), 0)
+    orders.doubt(order.key, "reset", at(0))
+    orders.rows(DAY, [row("5001", type_code="01", price=0), row("5002")], at(1))
+    assert orders.find("a", "bot").candidates == ("5001",)

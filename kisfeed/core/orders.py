@@ -100,7 +100,7 @@ class Book:
         self.orders: dict[Key, Order] = {}
         self.outlived = False
         self._previews: dict[Key, _Preview] = {}
-        self._queue: list[tuple[int, int, int, Key]] = []
+        self._queue: list[tuple[bool, int, int, Key]] = []
         self._deadlines: dict[Key, float] = {}
         self._numbers = 0
         self._owners: dict[tuple[str, str], Key] = {}  # (day, number) -> order
@@ -184,14 +184,14 @@ class Book:
                 "{exchange} is closed (allow_closed places it anyway)", exchange=ask.exchange
             )
             raise refusal("closed", text)
-        urgent = 0 if ask.action is Action.CANCEL else 1
-        waiting = sum(1 for other in self._queue if other[0] == urgent)
+        later = ask.action is not Action.CANCEL
+        waiting = sum(1 for other in self._queue if other[0] is later)
         if waiting >= self._caps.queue:
             text = Phrase("{count} orders wait already (orders.queue)", count=self._caps.queue)
             raise refusal("queue_full", text)
         self._previews.pop(key, None)
         self._numbers += 1
-        heapq.heappush(self._queue, (urgent, -ask.priority, self._numbers, key))
+        heapq.heappush(self._queue, (later, -ask.priority, self._numbers, key))
         self._deadlines[key] = at.now + (self._ttl_s if ask.ttl_s is None else ask.ttl_s)
         queued = attrs.evolve(
             order, state=OrderState.QUEUED, warnings=checked.warnings, value=checked.value
@@ -723,7 +723,7 @@ class Book:
 
     def needed(self) -> list[dict[str, Any]]:
         """All that a journal has to hold: the orders that were sent, as they are now."""
-        return [_record(order) for order in self.orders.values() if order.sent_ts > 0]
+        return [_record(order) for order in self.orders.values() if order.sent_ts]
 
     def forget(self, at: Instant) -> None:
         """Drop from memory what neither today nor a doubt needs."""
@@ -732,7 +732,7 @@ class Book:
             order = self.orders[key]
             if order.state in DOUBTFUL or order.state in _WAITING or key in self._changed:
                 continue
-            if order.sent_ts > 0:
+            if order.sent_ts:
                 self.outlived = True
                 self._records.append(_record(order))  # fills as well, which nobody wrote down
             del self.orders[key]
@@ -808,7 +808,7 @@ class Book:
     ) -> None:
         order = self.orders[key]
         # What was never written down needs no end there: after a restart it never was.
-        written = order.sent_ts > 0
+        written = bool(order.sent_ts)
         ended = attrs.evolve(
             order, state=state, code=code, text=text, evidence=evidence, candidates=()
         )
