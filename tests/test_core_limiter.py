@@ -418,3 +418,111 @@ def test_other_limits_start_from_the_speed_there_is_by_then() -> None:
     assert under_test.speed() == pytest.approx(0.6)
     under_test.throttled(145.0)
     assert under_test.speed() == pytest.approx(0.325), "of which it had a step back"
+
+
+def test_4096_calls_of_a_class_may_wait() -> None:
+    under_test = Limiter(REAL, {}, Profile(), 0.0)
+    for _ in range(4096):
+        under_test.request(Priority.PRICE, "p", 0.0)
+    with pytest.raises(LocalRefusal, match="4096 price calls"):
+        under_test.request(Priority.PRICE, "p", 0.0)
+    assert under_test.waiting(Priority.PRICE) == 4096
+    assert under_test.waiting(Priority.ORDER) == 0
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (18, 2)])
+def test_of_a_small_window_fewer_places_are_kept_for_orders(count: int, kept: int) -> None:
+    under_test = Limiter(Window(count, 1.0), {}, Profile(), 0.0)
+    assert spent(under_test, 10.0) == count - kept
+    assert spent(under_test, 10.0, Priority.ORDER) == kept
+    assert spent(under_test, 10.0 + SLACK, Priority.ORDER) == count
+
+
+def test_the_profiles_keep_so_many_places_for_orders() -> None:
+    for name, others in (("ordinary", 16), ("high_frequency", 17)):
+        assert spent(Limiter(REAL, {}, PROFILES[name], 0.0), 10.0) == others
+
+
+def test_an_even_use_of_the_whole_window_is_a_call_in_each_of_its_parts() -> None:
+    under_test = Limiter(REAL, {}, Profile(even=True), 0.0)
+    assert spent(under_test, 10.0) == 1
+    under_test.request(Priority.PRICE, "p", 10.0)
+    assert under_test.next_deadline(10.0) == pytest.approx(10.0 + SLACK / 18)
+    assert spent(under_test, 10.0, Priority.ORDER) == 17, "orders are not spread"
+
+
+def test_while_an_even_call_is_on_its_way_out_none_follows() -> None:
+    under_test = Limiter(REAL, {}, Profile(even=True), 0.0)
+    first, _ = (under_test.request(Priority.PRICE, "p", 10.0) for _ in range(2))
+    assert under_test.next_grant(10.0) is first
+    assert under_test.next_grant(12.0) is None
+    assert under_test.next_deadline(12.0) == math.inf
+    under_test.sent(first, 12.0)
+    assert under_test.next_deadline(12.0) == pytest.approx(12.0 + SLACK / 18)
+
+
+def test_of_many_keys_the_first_that_is_ready_tells_the_deadline() -> None:
+    under_test = Limiter(REAL, {"a": Window(1, 1.0), "b": Window(1, 3.0)}, Profile(), 0.0)
+    for key in ("a", "b"):
+        ticket = under_test.request(Priority.PRICE, key, 10.0)
+        assert under_test.next_grant(10.0) is ticket
+        under_test.sent(ticket, 10.0)
+    for key in ("b", "a"):
+        under_test.request(Priority.PRICE, key, 10.0)
+    assert under_test.next_deadline(10.0) == pytest.approx(10.0 + SLACK)
+    assert under_test.next_grant(11.0) is None
+    granted = under_test.next_grant(10.0 + SLACK)
+    assert granted is not None
+    assert granted.key == "a"
+    assert under_test.next_deadline(12.0) == pytest.approx(10.0 + 3 * SLACK)
+
+
+def test_a_key_at_full_speed_does_not_hide_when_the_others_recover() -> None:
+    under_test = Limiter(REAL, {"a": Window(1, 1.0)}, Profile(recover_s=0.25), 0.0)
+    assert spent(under_test, 10.0) == 16
+    under_test.throttled(10.0)
+    under_test.request(Priority.PRICE, "p", 10.0)
+    assert under_test.next_deadline(10.0) == 10.25
+    under_test = Limiter(REAL, {"a": Window(1, 9.0)}, Profile(recover_s=0.25), 0.0)
+    for _ in range(2):
+        ticket = under_test.request(Priority.PRICE, "a", 10.0)
+        if under_test.next_grant(10.0) is ticket:
+            under_test.sent(ticket, 10.0)
+    under_test.throttled(10.0, "a")
+    assert under_test.next_deadline(10.0) == 10.25
+
+
+def test_nobody_waits_and_nothing_is_due() -> None:
+    under_test = Limiter(REAL, {}, Profile(), 0.0)
+    under_test.throttled(10.0)
+    assert under_test.next_deadline(10.0) == math.inf
+    assert under_test.next_grant(10.0) is None
+
+
+def test_limits_of_a_key_may_come_and_go() -> None:
+    under_test = Limiter(REAL, {"a": Window(1, 1.0)}, Profile(), 0.0)
+    under_test.change(REAL, {"b": Window(2, 1.0)}, Profile(), 10.0)
+    sent = {"a": 0, "b": 0}
+    for key in sent:
+        for _ in range(4):
+            ticket = under_test.request(Priority.PRICE, key, 10.0)
+            if under_test.next_grant(10.0) is ticket:
+                under_test.sent(ticket, 10.0)
+                sent[key] += 1
+            else:
+                under_test.cancel(ticket)
+    assert sent == {"a": 4, "b": 2}
+    assert under_test.profile == Profile()
+
+
+def test_a_status_tells_the_limit_in_force_and_who_waits() -> None:
+    under_test = Limiter(REAL, {}, Profile(recover_s=10.0), 0.0)
+    under_test.throttled(100.0)
+    for priority in (Priority.PRICE, Priority.PRICE, Priority.ORDER):
+        under_test.request(priority, "p", 100.0)
+    assert under_test.next_grant(100.0) is not None
+    told = under_test.status(110.0)
+    assert (told["speed"], told["throttled"], told["unsent"]) == (0.55, 1, 1)
+    waiting = told["waiting"]
+    assert isinstance(waiting, dict)
+    assert (waiting["price"], waiting["order"]) == (2, 0)

@@ -930,7 +930,8 @@ def test_a_list_that_does_not_show_an_accepted_order_yet_is_read_again_but_rarel
 ):
     orders = book()
     accepted(orders, ask("a"), 0, "100")
-    pauses, now = [], 1.0
+    pauses: list[float] = []
+    now = 1.0
     while not pauses or pauses[-1] < 60:
         assert orders.next_read() == now
         orders.rows(DAY, [], at(now))
@@ -1143,8 +1144,8 @@ def test_a_notice_of_a_change_is_its_orders_and_one_of_nobodys_number_nobodys() 
     assert orders.next_read() == float("inf"), "and no list is read for it"
     orders.doubt(sent(orders, ask("b"), 5).key, "reset", at(5))
     orders.rows(DAY, [row("100")], at(6))
-    for other in ({"symbol": "000660"}, {"side": "sell"}):
-        orders.notice(attrs.evolve(hint, number="9", original="", **other), at(6.5))
+    for symbol, side in (("000660", "buy"), ("005930", "sell")):
+        orders.notice(Hint("9", "", symbol, side, 0, ended=False), at(6.5))
         assert orders.next_read() == 8.0
 
 
@@ -1176,10 +1177,10 @@ def test_the_list_fills_in_what_an_answer_did_not_say_and_leaves_what_it_did() -
 def test_only_what_was_refused_whole_is_rejected() -> None:
     orders = book()
     accepted(orders, ask("a"), 0, "100")
-    for now, changes in enumerate(
-        ({"rejected": 4, "open": 6}, {"rejected": 4, "open": 0, "filled": 6, "avg_price": "70000"})
-    ):
-        orders.rows(DAY, [row("100", **changes)], at(now))
+    partly = row("100", rejected=4, open=6)
+    whole = attrs.evolve(partly, open=0, filled=6, avg_price="70000")
+    for now, known in enumerate((partly, whole)):
+        orders.rows(DAY, [known], at(now))
         found = orders.find("a", "bot")
         assert (found.state, found.rejected_qty) == (OrderState.ACCEPTED, 4)
 

@@ -334,10 +334,7 @@ class Limiter:
     def _take(self, ticket: Ticket) -> None:
         queues = self._queues[ticket.priority]
         queue = queues[ticket.key]
-        if queue[0] is ticket:
-            queue.popleft()
-        else:
-            queue.remove(ticket)
+        queue.remove(ticket)
         if not queue:
             del queues[ticket.key]
         self._waiting[ticket.priority] -= 1
