@@ -33,7 +33,6 @@ SECRETS: Final = ("canary-appkey-" + "k" * 22, "canary-appsecret-" + "s" * 163, 
 TWO: Final = dict.fromkeys(READERS, ("005930", "000660"))
 WINDOWS: Final = ((60.0, 3), (3600.0, 12), (86_400.0, 60))
 _DRIFT_S: Final = 0.03  # between a dial in one process and its accept in another
-_EXIT_S: Final = 5.0
 _HEAL_S: Final = 90.0
 _QUIET_S: Final = 10.0
 _CLOSINGS: Final = 5
@@ -181,6 +180,7 @@ class Scene:
     Attributes:
         topics: what each reader follows.
         scale: what every pause and window of dialling is divided by.
+        exit_s: a daemon ends within this after SIGTERM.
         faults: everything that must not be.
         live_s: seconds from each healing until every reader had new rows of every topic.
         exits_s: seconds from each SIGTERM to the end.
@@ -197,6 +197,7 @@ class Scene:
     rng: random.Random
     log_level: str
     scale: float
+    exit_s: float
     daemon: Program | None = None
     readers: dict[str, Reader] = attrs.field(factory=dict)
     faults: list[str] = attrs.field(factory=list)
@@ -347,14 +348,14 @@ class Scene:
             self.faults.append(f"ended with {program.code} before it was killed: {program.talk}")
 
     async def _end(self, program: Program) -> None:
-        """SIGTERM: within five seconds, exit code 0, nothing left behind."""
+        """SIGTERM: in time, exit code 0, nothing left behind."""
         asked = trio.current_time()
         program.process.send_signal(signal.SIGTERM)
         program.process.send_signal(signal.SIGCONT)
-        code = await program.ends()
+        code = await program.ends(_READY_S)
         took = trio.current_time() - asked
         self.exits_s.append(took)
-        if took > _EXIT_S:
+        if took > self.exit_s:
             self.faults.append(f"took {took:.1f} s to end")
         # An interpreter that has not come so far as to listen for it ends by the signal.
         if code != 0 and (code != -signal.SIGTERM or program.of("ready")):
@@ -537,6 +538,7 @@ async def open_scene(
     scale: float = 300.0,
     liveness: float = 5.0,
     log_level: str = "debug",
+    exit_s: float = 5.0,
 ) -> AsyncGenerator[Scene]:
     """Start everything.
 
@@ -549,6 +551,7 @@ async def open_scene(
         scale: what every pause and window of dialling is divided by.
         liveness: what the bounds that judge a live session are divided by.
         log_level: the daemon's.
+        exit_s: a daemon ends within this after SIGTERM.
     """
     rng = random.Random(seed)
     topics = {kind: tuple(f"trade.krx.{s}" for s in symbols[kind]) for kind in READERS}
@@ -565,7 +568,7 @@ async def open_scene(
             place.configure(
                 profile(rest.port, line.port, scale=scale, liveness=liveness, pinned=pinned)
             )
-            scene = Scene(place, sim, line, rest, topics, stall_s, rng, log_level, scale)
+            scene = Scene(place, sim, line, rest, topics, stall_s, rng, log_level, scale, exit_s)
             await scene.serve()
             for kind in READERS:
                 await scene.follow(kind)

@@ -14,7 +14,8 @@ HALVES = (tuple(KINDS)[::2], tuple(KINDS)[1::2])
 
 @pytest.mark.parametrize("kinds", HALVES, ids=("one half", "the other"))
 async def test_after_every_hardship_the_accounts_close(kinds: tuple[str, ...]) -> None:
-    async with hardships.open_scene(seed=1, stall_s=1.5) as scene:
+    # How quickly things happen is measured in bench.processes, not here.
+    async with hardships.open_scene(seed=1, stall_s=1.5, exit_s=60.0) as scene:
         suffered = set()
         for blows in itertools.islice(hardships.rounds(1, kinds), -(-len(kinds) // 3)):
             assert await hardships.play(scene, blows) == []
