@@ -94,7 +94,7 @@ def test_more_than_eight_users_count_as_eight() -> None:
     interest = Interest(Session())
     for user in range(20):
         interest.add(A, user, 0.0)
-    assert interest.standing(A).score.users == USERS_CAP
+    assert interest.standing(A).score.users == USERS_CAP == 8
 
 
 def test_interest_that_returns_in_time_is_the_old_interest() -> None:
@@ -123,7 +123,7 @@ def test_topics_wanted_at_the_same_time_keep_their_order() -> None:
     interest = Interest(Session())
     interest.add(A, "x", 0.0)
     interest.add(B, "x", 0.0)
-    assert interest.standing(A).order < interest.standing(B).order
+    assert (interest.standing(A).order, interest.standing(B).order) == (1, 2)
 
 
 def test_a_priority_that_comes_and_goes_lifts_a_topic_once() -> None:
@@ -171,3 +171,65 @@ def test_retuning_keeps_what_is_not_named() -> None:
     assert interest.standing(A).score.priority == 4
     with pytest.raises(KeyError):
         interest.retune(A, "nobody", 0.0, prio=1)
+
+
+def test_who_only_watches_makes_no_claim_and_nothing_to_judge() -> None:
+    interest = Interest(Session())
+    assert not interest.standing(A).fresh
+    interest.add(A, "x", 0.0, passive=True)
+    assert interest.standing(A) == UNKNOWN
+    assert interest.take_touched() == []
+    assert interest.holders(A) == ["x"]
+
+
+def test_those_who_only_watched_are_forgotten_when_they_left() -> None:
+    interest = Interest(Session())
+    for number in range(100):
+        key = ("H0STCNT0", str(number))
+        interest.add(key, "x", float(number), passive=True)
+        interest.remove(key, "x", float(number))
+    assert len(interest._wants) <= 2
+
+
+def test_what_was_left_is_forgotten_two_at_a_call_and_not_before_its_time() -> None:
+    interest = Interest(Session())
+    left = [("H0STCNT0", str(number)) for number in range(5)]
+    for key in left:
+        interest.add(key, "x", 0.0)
+        interest.remove(key, "x", 100.0)
+
+    def known() -> int:
+        return sum(interest.standing(key) != UNKNOWN for key in left)
+
+    interest.take_touched()
+    interest.add(A, "x", 100.0 + SAME_S - 0.001)
+    assert (known(), interest.take_touched()) == (5, [A])
+    interest.add(A, "x", 100.0 + SAME_S)
+    assert (known(), interest.take_touched()) == (3, left[:2])
+    interest.add(A, "x", 100.0 + SAME_S)
+    assert known() == 1
+
+
+def test_who_still_watches_is_kept_when_the_claim_is_forgotten() -> None:
+    interest = Interest(Session())
+    interest.add(A, "watcher", 0.0, passive=True)
+    interest.add(A, "x", 0.0)
+    interest.remove(A, "x", 10.0)
+    for turn in range(3):
+        interest.add(B, "x", 10.0 + SAME_S + turn)
+    assert interest.holders(A) == ["watcher"]
+    interest.remove(A, "watcher", 5000.0)
+    assert interest.holders(A) == []
+
+
+def test_the_best_since_the_peak_is_what_the_next_rise_is_measured_by() -> None:
+    interest = Interest(Session())
+    for who in "xyz":
+        interest.add(A, who, 0.0)
+    interest.served(A)
+    interest.remove(A, "z", 10.0)
+    interest.remove(A, "y", 500.0)
+    interest.add(A, "y", 10.0 + SAME_S)  # three users are long ago, two are not
+    assert not interest.standing(A).fresh
+    interest.add(A, "z", 11.0 + SAME_S)
+    assert interest.standing(A).fresh

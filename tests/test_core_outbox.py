@@ -540,3 +540,62 @@ def test_runs_hold_every_tick_in_order_and_fit_one_write(sizes: list[int]) -> No
         for sid, sseq, _, _ in run.ticks:
             seen.setdefault(sid, []).append(sseq)
         assert run.spans == tuple((sid, s[0], s[-1]) for sid, s in seen.items())
+
+
+def test_a_run_is_64_kib_at_most() -> None:
+    def count(*sizes: int) -> int:
+        ticks: list[Tick[Item]] = [(7, n, Row(7, n, size), 0.0) for n, size in enumerate(sizes)]
+        return len(runs(ticks, size_of, None))
+
+    assert [count(32_768, 32_768), count(32_768, 32_769), count(70_000, 1)] == [1, 2, 2]
+
+
+def test_what_is_taken_of_a_broken_run_counts_what_it_is() -> None:
+    box = outbox(100)
+    box.open(7, Mode.ALL, 0, 0, trades=True)
+    box.tick(7, 1, Row(7, 1, 100), 0.0)
+    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (2, 3, 4)], size_of, None)
+    box.put_run(run)
+    # Not as one: its ticks come behind a loss.
+    assert box.take(0.0, 21) == [Lost(7, 1, 1, 1), *(Row(7, n, 10) for n in (2, 3, 4))]
+
+
+def test_a_tick_that_is_due_stands_before_what_comes_behind_it() -> None:
+    box = outbox()
+    box.open(7, Mode.HZ, 0.25, 0, trades=True)
+    box.tick(7, 1, Row(7, 1, 10), 0.0)
+    box.take(0.0)
+    box.tick(7, 2, Row(7, 2, 10), 4.0)
+    box.control(Word(0, 10), 4.0)
+    assert box.take(4.0) == [Row(7, 2, 10), Word(0, 10)]
+
+
+@pytest.mark.parametrize("sids", [10, 200])
+def test_moved_entries_go_when_they_are_half_of_what_is_queued_and_not_sooner(sids: int) -> None:
+    box = outbox(1 << 20)
+    for sid in range(sids):
+        box.open(sid, Mode.LATEST, 0, 0, trades=True)
+    gone = 0
+    for sseq in range(1, 30):
+        for sid in range(sids):
+            before, queued = box._void, len(box._queue)
+            box.tick(sid, sseq, Row(sid, sseq, 10), 0.0)
+            if box._void < before:
+                gone += 1
+                assert before + 1 > max(64, (queued + 1) // 2)
+            else:
+                assert box._void <= max(64, len(box._queue) // 2)
+        box.control(Word(0, 0), 0.0)
+    assert gone > 2
+
+
+def test_who_keeps_up_needs_no_deque() -> None:
+    box = outbox()
+    box.open(7, Mode.ALL, 0, 0, trades=True)
+    box.tick(7, 1, Row(7, 1, 10), 0.0)
+    assert type(box._queue) is list
+    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (2, 3)], size_of, None)
+    box.put_run(run)
+    assert type(box._queue) is list
+    box.take(0.0)
+    assert type(box._queue) is list

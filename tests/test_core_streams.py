@@ -125,6 +125,9 @@ def test_everybody_touched_is_named_once() -> None:
     one, two = hall.join(), hall.join(encode=True)
     hall.row(100)
     hall.row(110)
+    assert sorted(s.conn for s in hall.touched.take()) == [one.conn, two.conn]
+    assert hall.touched.take() == []
+    hall.row(120)
     hall.held()
     assert sorted(s.conn for s in hall.touched.take()) == [one.conn, two.conn]
     assert hall.touched.take() == []
@@ -177,6 +180,30 @@ def test_every_subscriber_sees_one_order_and_every_jump_is_told(plan: list[str],
 
 
 # Gaps.
+
+
+def test_a_break_ends_what_was_held() -> None:
+    hall = Hall()
+    hall.held()
+    hall.stream.break_off(RTS)
+    assert not hall.stream.held
+    # And what is not held does not break again.
+    hall.row(100)
+    hall.stream.break_off(RTS + 1)
+    assert hall.stream.broken_at is None
+
+
+def test_a_break_behind_a_promotion_is_a_break() -> None:
+    hall = Hall()
+    subscriber = hall.join()
+    hall.held()
+    hall.row(100)
+    hall.stream.break_off(RTS)
+    hall.stream.break_code = Code.PROMOTED
+    hall.stream.held = True
+    hall.stream.break_off(RTS + 1)
+    hall.row(200)
+    assert [e.code for e in take(subscriber) if isinstance(e, Gap)] == [Code.GAP_DETECTED]
 
 
 def test_a_gap_comes_before_its_row_to_programs_too() -> None:
@@ -369,3 +396,73 @@ def test_what_is_told_to_many_programs_is_one_frame() -> None:
     assert frames[0] is frames[1] is frames[2]
     assert codec.Decoder().feed(frames[0])[0][0] == Type.STATUS
     assert [type(event) for event in take(inside)] == [Status]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 3)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_everybody_gets_the_rows_of_its_streams_and_no_other(
+    plan: list[tuple[int, int]],
+) -> None:
+    halls = [Hall()]
+    for number in (1, 2):
+        hall = Hall(f"trade.krx.{number:06}", halls[0].touched)
+        hall.stream.sid = number + 1
+        halls.append(hall)
+    people = [halls[0].join(encode=encode) for encode in (False, True, False, True)]
+    for where, who in plan:
+        hall, subscriber = halls[where], people[who]
+        if subscriber.conn in hall.stream.subscribers:
+            hall.stream.remove(subscriber)
+        else:
+            hall.stream.add(subscriber, Mode.ALL, 0.0)
+        for each in halls:
+            each.stream.row(trade(100), RTS, RTS, 0.0)
+        halls[0].touched.settle()
+        for one in people:
+            told = take(one)
+            sids = [event[1] if one.encode else event.sid for event in told]
+            assert sids == [h.stream.sid for h in halls if one.conn in h.stream.subscribers]
+
+
+@pytest.mark.parametrize(
+    ("topic", "scale"), [("trade.index.0001", 2), (TRADE, 0), ("program.krx.005930", 0)]
+)
+def test_prices_of_a_stream_have_the_scale_of_its_tr(topic: str, scale: int) -> None:
+    assert Hall(topic).stream.scale == scale
+
+
+def test_who_is_behind_gets_the_next_polled_price_and_not_this_one() -> None:
+    hall = Hall()
+    hall.held()
+    behind, beyond = hall.join(encode=True), hall.join(encode=True)
+    for subscriber, size in ((behind, 32_768), (beyond, 32_769)):
+        take(subscriber)
+        subscriber.control(bytes(size), 0.0)
+    hall.stream.poll(trade(100), RTS, 0.0, [behind, beyond])
+    assert [s.outbox.control_bytes > 32_769 for s in (behind, beyond)] == [True, False]
+
+
+def test_a_state_counts_from_when_it_was_told() -> None:
+    hall = Hall()
+    hall.held()
+    assert hall.stream.since_ts == RTS
+    hall.stream.set_state(Stream.OPEN, Data.SUSPECT, Code.RESYNCING, RTS + 5, 0.0)
+    assert hall.stream.status()[1].since_ts == RTS + 5
+    hall.stream.set_state(Stream.OPEN, Data.SUSPECT, Code.RESYNCING, RTS + 9, 0.0)
+    assert hall.stream.status()[1].since_ts == RTS + 5
+
+
+@pytest.mark.parametrize(("polled_at", "shown"), [(-1, 100), (0, 100), (1, 180)])
+def test_the_image_is_the_newer_of_row_and_polled_price(polled_at: int, shown: int) -> None:
+    hall = Hall()
+    hall.row(100)
+    hall.stream.poll(trade(180), RTS + polled_at, 0.0, [])
+    image = hall.stream.image()
+    assert image is not None
+    assert isinstance(image[1], Trade)
+    assert image[1].cum_qty == shown

@@ -275,10 +275,9 @@ def _outdoes_its_past(want: _Want, old: Score, new: Score, now: float, memory_s:
     """
     if old < want.peak and now - want.fell_at >= memory_s:
         want.peak, want.fell_at, want.after_peak = want.after_peak, now, old
-    if new >= want.peak:
-        outdone = new > want.peak
+    if new > want.peak:
         want.peak = new
-        return outdone
+        return True
     if old == want.peak:
         want.fell_at, want.after_peak = now, new
     else:

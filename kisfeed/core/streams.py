@@ -358,14 +358,13 @@ class TopicStream:
         self._tell_gap(Missed(None, jump=False), rts, now)
         return True
 
-    def break_off(self, rts: int, code: Code = Code.GAP_DETECTED) -> None:
+    def break_off(self, rts: int) -> None:
         """Rows may be missed from *rts* on: the next row comes after a GAP."""
         if self.held:
             self.held = False
             if self.broken_at is None and (self.last is not None or self.data is Data.OK):
                 self.broken_at = rts
-        if self.broken_at is not None:
-            self.break_code = code
+        self.break_code = Code.GAP_DETECTED
 
     def poll(self, row: Sequence[Any], rts: int, now: float, takers: Iterable[Subscriber]) -> None:
         """A price that KIS was asked for: an image for *takers*, and no row of the stream."""
