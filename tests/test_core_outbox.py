@@ -554,7 +554,8 @@ def test_what_is_taken_of_a_broken_run_counts_what_it_is() -> None:
     box = outbox(100)
     box.open(7, Mode.ALL, 0, 0, trades=True)
     box.tick(7, 1, Row(7, 1, 100), 0.0)
-    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (2, 3, 4)], size_of, None)
+    ticks: list[Tick[Item]] = [(7, n, Row(7, n, 10), 0.0) for n in (2, 3, 4)]
+    (run,) = runs(ticks, size_of, None)
     box.put_run(run)
     # Not as one: its ticks come behind a loss.
     assert box.take(0.0, 21) == [Lost(7, 1, 1, 1), *(Row(7, n, 10) for n in (2, 3, 4))]
@@ -594,7 +595,8 @@ def test_who_keeps_up_needs_no_deque() -> None:
     box.open(7, Mode.ALL, 0, 0, trades=True)
     box.tick(7, 1, Row(7, 1, 10), 0.0)
     assert type(box._queue) is list
-    (run,) = runs([(7, n, Row(7, n, 10), 0.0) for n in (2, 3)], size_of, None)
+    ticks: list[Tick[Item]] = [(7, n, Row(7, n, 10), 0.0) for n in (2, 3)]
+    (run,) = runs(ticks, size_of, None)
     box.put_run(run)
     assert type(box._queue) is list
     box.take(0.0)
