@@ -76,7 +76,7 @@ TESTS: Final = {
     "pollplan": ("core_pollplan",),
     "quotes": ("core_quotes",),
     "quoting": ("core_quoting", "core_engine"),
-    "ordercheck": ("core_orders",),
+    "ordercheck": ("core_ordercheck", "core_orders"),
     "orders": ("core_orders",),
     "told": ("core_told",),
 }

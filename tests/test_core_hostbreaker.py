@@ -107,3 +107,19 @@ def test_who_waits_as_long_as_told_may_enter_unless_a_probe_is_out(
         else:
             getattr(breaker, end)()
         assert breaker.wait(now) == pytest.approx(0.0) or breaker.open
+
+
+def test_an_answer_of_a_call_that_was_out_ends_the_pause_at_once() -> None:
+    breaker = tripped()
+    breaker.worked()
+    assert breaker.wait(1.0) == 0.0
+    assert breaker.enter(1.0)
+
+
+def test_a_status_tells_when_the_host_is_tried_next() -> None:
+    breaker = HostBreaker()
+    breaker.failed(0.0)
+    assert breaker.status(0.0) == {"open": False, "failures": 1, "next_try_in_s": None}
+    breaker = tripped()
+    assert breaker.status(1.26) == {"open": True, "failures": 5, "next_try_in_s": 3.7}
+    assert breaker.status(9.0) == {"open": True, "failures": 5, "next_try_in_s": 0.0}

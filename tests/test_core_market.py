@@ -127,3 +127,15 @@ def test_a_halt_or_an_interruption_is_read_from_the_row(
 def test_what_tells_of_the_market_is_where_the_schemas_say(schema: str, telling: list[str]) -> None:
     names = [field["name"] for field in ROWS[schema]["fields"]]
     assert list(TELLING[schema](names)) == telling
+
+
+def test_a_change_within_the_minute_is_judged_at_its_moment() -> None:
+    calendar = Calendar(SESSIONS, {})
+    change = calendar.next_change(["krx"], wall("07:00:00"))
+    assert change is not None
+    under_test = market()
+    assert under_test.due < 0, "nothing was judged yet"
+    under_test.judge([KRX], 7.0, change - 30 * 10**9)
+    assert under_test.due == 37.0
+    under_test.judge([KRX], 7.0, change - 90 * 10**9)
+    assert under_test.due == 67.0

@@ -58,3 +58,40 @@ def test_a_kis_that_does_not_answer_is_asked_ever_more_rarely() -> None:
     assert pauses == sorted(pauses)
     assert pauses[-1] == 60.0
     assert plan.pause(worked=True) == 1.0
+
+
+def test_each_failure_doubles_the_pause_and_the_first_is_one() -> None:
+    plan = PollPlan(1.0, 0.0, 30)
+    assert [plan.pause(worked=False) for _ in range(7)] == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert plan.pause(worked=True) == 1.0
+    assert plan.pause(worked=False) == 2.0
+    assert PollPlan(3.0, 0.0, 30).pause(worked=True) == 3.0
+
+
+def test_no_pause_is_longer_than_1024_turns_however_often_kis_failed() -> None:
+    plan = PollPlan(0.01, 0.0, 30)
+    assert [plan.pause(worked=False) for _ in range(2000)][-1] == 10.24
+
+
+def test_a_turn_may_come_a_tenth_of_a_period_early() -> None:
+    plan = PollPlan(10.0, 0.0, 30)
+    assert len(plan.pick(wants(1), 0.0)) == 1
+    assert plan.pick(wants(1), 8.9) == []
+    assert len(plan.pick(wants(1), 9.0)) == 1
+    assert plan.pick(wants(1), 17.9) == []
+    assert len(plan.pick(wants(1), 18.0)) == 1
+
+
+def test_a_closed_market_is_looked_at_no_sooner_than_an_open_one() -> None:
+    plan = PollPlan(1.0, 2.0, 30)
+    closed = wants(1, trading=False)
+    assert [len(plan.pick(closed, now)) for now in (10.0, 11.9, 12.0, 13.0)] == [0, 0, 1, 0]
+
+
+def test_who_waits_longest_goes_first_and_newcomers_before_all() -> None:
+    plan = PollPlan(1.0, 0.0, 2)
+    three = wants(3)
+    assert plan.pick(three, 0.0) == three[:2]
+    assert plan.pick(three, 1.0) == [three[2], three[0]]
+    four = wants(4)
+    assert plan.pick(four, 2.0) == [four[3], four[1]]

@@ -387,3 +387,230 @@ def test_no_call_carries_more_than_it_may(most: int) -> None:
     world.serve()
     assert max(map(len, world.made)) <= most
     assert sorted(s for symbols in world.made for s in symbols) == SYMBOLS
+
+
+def counted(world: World) -> dict[str, int]:
+    counts = world.desk.status()["counts"]
+    assert isinstance(counts, dict)
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_every_question_is_counted_by_the_way_it_was_answered() -> None:
+    world = World(streaming={"005930": price("005930")}, rules=attrs.evolve(RULES, max_waiting=1))
+    assert counted(world) == {}
+    assert world.desk.status()["down"] is False
+    world.ask("005930")
+    assert counted(world) == {"asked": 1, "streamed": 1}
+    world.ask("000660", "000660", "000661")
+    assert counted(world) == {"asked": 3, "streamed": 1, "refused": 1}
+    world.ask("000660")
+    assert counted(world) == {"asked": 4, "streamed": 1, "refused": 1, "joined": 1}
+    world.serve()
+    world.ask("000660")
+    assert counted(world) == {
+        "asked": 5, "streamed": 1, "refused": 1, "joined": 1, "calls": 1, "cached": 1,
+    }  # fmt: skip
+    world.now += 60
+    world.ask("000660")
+    (flight,) = world.take()
+    world.desk.failed(flight, "upstream_down")
+    assert counted(world)["stale"] == 1
+    assert world.desk.status()["down"] is True
+    world.ask("000660")
+    assert counted(world)["stale"] == 2
+    assert (counted(world)["cached"], counted(world)["calls"]) == (1, 2)
+    (probe,) = world.take()
+    world.answer(probe)
+    assert world.desk.status()["down"] is False
+
+
+def test_a_status_tells_what_waits_and_flies() -> None:
+    world = World()
+    world.ask("005930", "000660", "000661")
+    world.desk.ask(Kind.DAILY, "krx", ["005930", "000660", "000661"], 0.0)
+    waiting = {"quotes": 3, "daily": 3, "symbols": 0}
+    assert world.desk.status()["waiting"] == waiting
+    assert world.desk.status()["in_flight"] == dict.fromkeys(waiting, 0)
+    flights = world.take()
+    assert world.desk.status()["waiting"] == {"quotes": 0, "daily": 1, "symbols": 0}
+    assert world.desk.status()["in_flight"] == {"quotes": 1, "daily": 2, "symbols": 0}
+    world.desk.refused(flights[0], "rejected", world.now)
+    assert world.desk.status()["waiting"] == {"quotes": 3, "daily": 1, "symbols": 0}
+
+
+def test_a_symbol_that_kis_does_not_know_is_asked_for_again_after_ten_minutes() -> None:
+    world = World()
+    world.ask("999999")
+    (flight,) = world.take()
+    world.answer(flight, unknown=("999999",))
+    world.now += 599.9
+    ticket = world.ask("999999")
+    assert ticket.missing == {Key(Kind.PRICE, "krx", "999999"): "unknown_symbol"}
+    world.now = flight_end = RULES.window_s + 600.0
+    assert not world.ask("999999").done
+    assert world.now == flight_end
+    (flight,) = world.take()
+    assert flight.symbols == ("999999",)
+    (ticket,) = world.desk.refused(flight, "unknown_symbol", world.now)
+    assert list(ticket.missing.values()) == ["unknown_symbol"]
+    world.now += 599.9
+    assert world.ask("999999").done
+    world.now += 0.2
+    assert not world.ask("999999").done
+
+
+def test_four_calls_for_prices_and_two_for_reference_data_fly_at_a_time() -> None:
+    world = World(most=1)
+    world.ask(*SYMBOLS[:9])
+    world.desk.ask(Kind.DAILY, "krx", SYMBOLS[:9], 0.0)
+    flights = world.take()
+    kinds = [flight.kind for flight in flights]
+    assert kinds == [Kind.PRICE] * 4 + [Kind.DAILY] * 2
+    assert world.desk.next_deadline() == math.inf, "nothing before one has landed"
+    assert world.take() == []
+    world.answer(flights[0])
+    assert world.desk.next_deadline() == -math.inf
+    assert [flight.kind for flight in world.take()] == [Kind.PRICE]
+
+
+def test_of_two_callers_of_one_symbol_in_different_calls_each_may_leave() -> None:
+    for leaves in (0, 1):
+        world = World()
+        tickets = [world.ask("005930")]
+        (first,) = world.take()
+        tickets.append(world.ask("005930", fresh=True))
+        world.desk.withdraw(tickets[leaves])
+        assert tickets[leaves].done
+        left = world.answer(first)
+        for flight in world.take():
+            left += world.answer(flight)
+        assert left == [tickets[1 - leaves]]
+
+
+def test_a_background_question_is_asked_though_its_caller_left() -> None:
+    world = World()
+    world.desk.withdraw(world.ask("005930", background=True))
+    (flight,) = world.take()
+    assert flight.symbols == ("005930",)
+    assert flight.background
+
+
+def test_a_call_somebody_waits_for_is_not_of_the_background() -> None:
+    world = World()
+    world.ask("000001", background=True)
+    world.ask("000002")
+    (flight,) = world.take()
+    assert not flight.background
+    world.answer(flight)
+    world.now += 600
+    world.ask("000003", background=True)
+    world.ask("000003")
+    (flight,) = world.take()
+    assert not flight.background
+
+
+def test_while_kis_is_down_only_one_call_at_a_time_looks_whether_it_is_back() -> None:
+    world = World()
+    world.ask("000001", "000002", "000003")
+    world.serve()
+    world.now += 60
+    world.ask("000001")
+    (flight,) = world.take()
+    world.desk.failed(flight, "upstream_down")
+    world.ask("000001", "000002")
+    assert world.desk.status()["waiting"] == {"quotes": 1, "daily": 0, "symbols": 0}
+    (probe,) = world.take()
+    assert probe.background
+    world.ask("000003", "000002")
+    assert world.take() == []
+
+
+def test_an_unknown_symbol_is_no_stale_answer() -> None:
+    world = World()
+    world.ask("999999")
+    (flight,) = world.take()
+    world.answer(flight, unknown=("999999",))
+    world.now += 700
+    ticket = world.ask("999999")
+    (flight,) = world.take()
+    assert world.desk.failed(flight, "upstream_down") == [ticket]
+    assert list(ticket.missing.values()) == ["upstream_down"]
+    assert not world.ask("999999").done
+
+
+def test_a_refused_call_gives_no_old_value() -> None:
+    world = World()
+    world.ask("005930")
+    world.serve()
+    world.now += 60
+    ticket = world.ask("005930")
+    (flight,) = world.take()
+    assert world.desk.refused(flight, "rejected", world.now) == [ticket]
+    assert list(ticket.missing.values()) == ["rejected"]
+
+
+def test_five_thousand_answers_are_kept_and_the_least_asked_for_goes() -> None:
+    world = World(most=5002, rules=attrs.evolve(RULES, max_waiting=6000))
+    names = [f"{n:06}" for n in range(5001)]
+    world.ask(*names[:5000])
+    world.serve()
+    world.ask(names[0])
+    world.now += 60
+    assert len(world.desk.lapsed(Kind.PRICE, world.now)) == 5000
+    world.ask(names[5000])
+    world.serve()
+    lapsed = world.desk.lapsed(Kind.PRICE, world.now + 60)
+    assert len(lapsed) == 5000
+    assert names[1] not in {key.symbol for key in lapsed}
+    assert {names[0], names[5000]} <= {key.symbol for key in lapsed}
+
+
+def test_what_lapsed_is_told_by_kind_and_without_what_kis_does_not_know() -> None:
+    world = World()
+    world.ask("005930", "999999")
+    (flight,) = world.take()
+    world.answer(flight, unknown=("999999",))
+    (alone,) = world.take()
+    world.answer(alone, unknown=("999999",))
+    known = [Key(Kind.PRICE, "krx", "005930")]
+    ends = flight_ends = RULES.window_s + RULES.price_ttl_s
+    assert world.desk.lapsed(Kind.PRICE, ends - 0.01) == []
+    assert world.desk.lapsed(Kind.PRICE, flight_ends) == known
+    assert world.desk.lapsed(Kind.PRICE, 10_000.0) == known
+    assert world.desk.lapsed(Kind.DAILY, 10_000.0) == []
+
+
+@pytest.mark.parametrize(("most", "least"), [(30, 5), (3, 3), (1, 1)])
+def test_a_batch_shrinks_to_five_at_least_and_grows_by_two(most: int, least: int) -> None:
+    world = World(most=most)
+    for _ in range(6):
+        world.ask(*SYMBOLS[:30], fresh=True)
+        flights = world.take()
+        while flights:
+            for flight in flights:
+                world.desk.failed(flight, "upstream_down")
+            flights = world.take()
+    world.ask(*SYMBOLS[:30], fresh=True)
+    flights = world.take()
+    assert {len(flight.symbols) for flight in flights[:4]} == {least}
+    world.answer(flights[0])
+    (grown, *_) = world.take()
+    assert len(grown.symbols) == min(most, least + 2)
+
+
+def test_what_is_asked_along_ends_within_half_a_lifetime_and_does_not_fly_already() -> None:
+    world = World()
+    world.ask("000001", "000002", "000003")
+    world.serve()
+    world.now += RULES.price_ttl_s / 2 - 3 * RULES.window_s
+    world.ask("000004")
+    (flight,) = world.take()
+    assert flight.symbols == ("000004",), "the others are good for long enough"
+    world.answer(flight)
+    world.now += 0.8
+    world.ask("000001", fresh=True)
+    (first,) = world.take()
+    assert set(first.symbols) == {"000001", "000002", "000003"}
+    world.ask("000005")
+    (second,) = world.take()
+    assert set(second.symbols) <= {"000004", "000005"}

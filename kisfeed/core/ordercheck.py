@@ -169,8 +169,9 @@ def _check_shape(ask: Ask) -> None:
         raise refusal("symbol", text)
     if not 1 <= ask.qty <= MAX_QTY:
         raise refusal("qty", Phrase("{qty} is no quantity: at least 1", qty=ask.qty))
-    if ask.price is not None and not 1 <= ask.price <= MAX_PRICE:
-        raise refusal("price", Phrase("{price} is no price", price=ask.price))
+    for price in (ask.price, ask.stop_price):
+        if price is not None and not 1 <= price <= MAX_PRICE:
+            raise refusal("price", Phrase("{price} is no price", price=price))
 
 
 def _check_type(ask: Ask, rules: OrderRules, now: Situation) -> OrderType:

@@ -294,7 +294,7 @@ class Desk:
         if len(flight.symbols) > 1:
             keys = list(tickets)
             middle = (len(keys) + 1) // 2
-            halves = (keys[:middle], keys[middle:]) if len(keys) > 1 else (keys,)
+            halves = (keys[:middle], keys[middle:])
             lane.apart.extend({key: tickets[key] for key in half} for half in halves if half)
             return []
         if code == UNKNOWN_SYMBOL:
