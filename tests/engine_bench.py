@@ -40,6 +40,12 @@ ROWS = {
     name: [field["name"] for field in schema["fields"]]
     for name, schema in load("kfp1/rows.json")["schemas"].items()
 }
+_SESSIONS = load("kis/sessions.json")
+
+
+def exchange_hours() -> Calendar:
+    """The exchanges' own hours, without holidays."""
+    return Calendar(_SESSIONS, {})
 
 
 def record(tr_id: str, **values: object) -> list[str]:
@@ -83,6 +89,7 @@ class Bench:
     hts_id: str = ""
     cap: int = 41
     now: float = 1000.0
+    calendar: Calendar = attrs.field(factory=lambda: Calendar(always_open(_SESSIONS), {}))
     sent: list[tuple[bool, RegKey]] = attrs.field(factory=list)
     actions: list[object] = attrs.field(factory=list)
     answers: dict[RegKey, str | None] = attrs.field(factory=dict)
@@ -101,7 +108,7 @@ class Bench:
             lambda: 0.5,
             Hygiene(),
             self.at(),
-            Calendar(always_open(load("kis/sessions.json")), {}),
+            self.calendar,
             self.pinned,
             self.hts_id,
         )

@@ -10,7 +10,15 @@ from hypothesis import given, settings, strategies as st
 
 from kisfeed.config import Session
 from kisfeed.core import engine
-from kisfeed.core.connection import Close, Reason, State
+from kisfeed.core.connection import (
+    Close,
+    Dial,
+    DialFailure,
+    FetchKey,
+    Reason,
+    SaveHygiene,
+    State,
+)
 from kisfeed.core.engine import Count, SendRegistration, SendText
 from kisfeed.core.subscriptions import SubResult, SubSpec
 from kisfeed.errors import UnknownTopic
@@ -29,7 +37,9 @@ from tests.engine_bench import (
     CODES,
     NOTICE,
     TRADE,
+    WALL,
     Bench,
+    exchange_hours,
     gaps,
     notice,
     record,
@@ -867,3 +877,359 @@ def test_a_topic_given_up_without_data_and_taken_again_is_a_loop(*, quiet: bool)
     breaker = bench.engine.connection.status(bench.now)["breaker"]
     assert isinstance(breaker, dict)
     assert breaker["barren_loops"] == int(quiet)
+
+
+# The hours of the exchange.
+
+MONDAY = WALL + (2 * 24 + 21) * 3_600 * 10**9 + 20 * 60 * 10**9  # 2026-11-23 08:20, pre-open
+BEFORE_S = Session().before_open_s - Session().settle_timeout_s
+
+
+def before_monday(seconds: float) -> Bench:
+    return Bench(now=(MONDAY - WALL) / 1e9 - seconds, calendar=exchange_hours())
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("early_s", [600.0, 613.0])  # with the looks at the market, and between
+def test_once_before_the_open_it_is_told_whether_all_is_ready(
+    early_s: float, *, answered: bool
+) -> None:
+    bench = before_monday(BEFORE_S + early_s)
+    if not answered:
+        bench.answers[KEY] = None
+    bench.subscribe(TRADE)
+    bench.wait(early_s - 1)
+    words = ("ready", "not_ready")
+    assert [e for e in bench.engine.history if e["event"] in words] == []
+    bench.wait(130.0)
+    (entry,) = [e for e in bench.engine.history if e["event"] in words]
+    assert entry["event"] == ("ready" if answered else "not_ready")
+    assert isinstance(entry["ts"], int)
+    assert abs(entry["ts"] - MONDAY + BEFORE_S * 1e9) < 1e6
+
+
+def test_silence_of_a_closed_market_is_nobodys_stall() -> None:
+    bench = Bench(calendar=exchange_hours())
+    bench.subscribe(TRADE)
+    bench.rows(trade(10))
+    assert verdict(bench) == "ok"
+    bench.now += 10 * 3_600
+    bench.engine.timer(bench.at())
+    assert verdict(bench) == "closed"
+    assert told(bench, "feed_stalled") == []
+
+
+def test_what_is_newly_wanted_has_its_market_judged_at_once() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    assert bench.engine.next_deadline() > bench.now
+    bench.subscribe("trade.nxt.005930", passive=True, settle=False)
+    assert bench.engine.next_deadline() <= bench.now
+
+
+def test_what_rows_say_of_the_market_is_looked_at_once_a_second() -> None:
+    def phase_after(seconds: float, *rows_at: float) -> str:
+        bench = Bench(calendar=exchange_hours())
+        bench.subscribe(TRADE)
+        start = bench.now
+        for cum, at in enumerate(rows_at):
+            bench.now = start + at
+            bench.rows(trade(cum, NEW_MKOP_CLS_CODE="10"))
+        return bench.calendar.phase("krx", WALL + int((start + seconds) * 1e9)).name
+
+    # Such a row's word holds for 30 s.
+    assert phase_after(29.9, 0.0) == "preopen"
+    assert phase_after(30.1, 0.0) == "regular"
+    assert phase_after(30.1, 0.0, 0.5) == "regular"
+    assert phase_after(30.9, 0.0, 0.5, 1.0) == "preopen"
+    assert phase_after(31.1, 0.0, 0.5, 1.0, 1.5) == "regular"
+    assert phase_after(31.9, 0.0, 1.0, 2.0) == "preopen"
+
+
+def test_a_row_that_does_not_say_ends_no_halt() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(10, TRHT_YN="Y"))
+    bench.rows(trade(20, TRHT_YN=""))
+    assert verdict(bench) == "halted"
+    bench.rows(trade(30, TRHT_YN="N"))
+    bench.now += 2
+    bench.rows(trade(40, TRHT_YN="Y"))
+    assert verdict(bench) == "halted"
+
+
+def test_a_halt_told_by_one_topic_is_one_of_all_topics_of_the_symbol_and_no_other() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE, BOOK, "trade.krx.000660")
+    bench.rows(trade(10, TRHT_YN="Y"))
+    feeds = bench.engine.liveness.status(bench.now)["feeds"]
+    assert isinstance(feeds, dict)
+    assert {name: feed["verdict"] == "halted" for name, feed in feeds.items()} == {
+        "H0STCNT0.005930": True,
+        "H0STASP0.005930": True,
+        "H0STCNT0.000660": False,
+    }
+
+
+# Doubts.
+
+OTHER = "trade.krx.000660"
+OTHER_KEY = ("H0STCNT0", "000660")
+
+
+def state(bench: Bench) -> State:
+    return bench.engine.connection.state
+
+
+def shown(bench: Bench, topic: str = TRADE) -> tuple[int, int, str]:
+    image = bench.engine.subscriptions.image(topic, bench.at())[0]
+    return image.stream, image.data, image.code
+
+
+def stall(bench: Bench, *topics: str, seconds: int = 200) -> None:
+    """The first of three topics streams, *topics* do not any more."""
+    for second in range(seconds):
+        bench.rows(trade(100 + second * 10))
+        if second < 20:
+            for topic in topics:
+                bench.rows(trade(100 + second * 10, symbol=topic[-6:]))
+        bench.wait(1)
+
+
+def test_a_doubtful_feed_is_shown_so_and_the_others_are_not() -> None:
+    bench = Bench()
+    bench.answers[OTHER_KEY] = None
+    bench.subscribe(TRADE)
+    del bench.answers[OTHER_KEY]
+    bench.subscribe(OTHER)
+    bench.answers[OTHER_KEY] = None
+    stall(bench, OTHER)
+    assert bench.engine.connection.reason is Reason.FEED_STALLED
+    assert shown(bench, OTHER)[1:] == (Data.SUSPECT, Code.RESYNCING)
+    assert shown(bench)[1] == Data.OK
+
+
+def test_a_quiet_that_kis_answers_for_is_no_doubt_any_more() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, OTHER)
+    stall(bench, OTHER)
+    told_of = [(s.data, s.code) for s in statuses(bench.take(subscriber), OTHER)]
+    assert told_of[-2:] == [
+        (Data.SUSPECT, Code.RESYNCING),
+        (Data.OK, Code.REALTIME_RESUMED),
+    ]
+    assert state(bench) is State.STREAMING
+    assert told(bench, "feed_ok")[0]["topic"] == OTHER
+
+
+def test_of_two_doubtful_feeds_the_last_one_ends_the_doubt() -> None:
+    bench = Bench()
+    third = "trade.krx.000270"
+    bench.subscribe(TRADE, OTHER, third)
+    bench.answers[OTHER_KEY] = bench.answers["H0STCNT0", "000270"] = None
+    stall(bench, OTHER, third)
+    assert state(bench) is State.DEGRADED
+    bench.rows(trade(9000, symbol="000660"))
+    assert state(bench) is State.DEGRADED
+    bench.rows(trade(9000, symbol="000270"))
+    assert state(bench) is State.STREAMING
+    assert shown(bench, third)[1:] == (Data.OK, Code.REALTIME_RESUMED)
+
+
+def test_a_stall_ends_with_its_session() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, OTHER)
+    bench.answers[OTHER_KEY] = None
+    stall(bench, OTHER)
+    del bench.answers[OTHER_KEY]
+    bench.lose()
+    bench.reconnect()
+    bench.take(subscriber)
+    bench.engine.suspended(600.0, bench.at())
+    assert shown(bench, OTHER)[1:] == (Data.SUSPECT, Code.RESYNCING)
+    bench.settle()
+    assert [s.code for s in statuses(bench.take(subscriber), OTHER)] == [Code.REALTIME_RESUMED]
+
+
+def test_a_link_in_doubt_is_every_topics_until_it_is_heard() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, OTHER)
+    bench.rows(trade(100))
+    bench.answers[KEY] = bench.answers[OTHER_KEY] = None
+    bench.wait(46)
+    bench.take(subscriber)
+    for topic in (TRADE, OTHER):
+        assert shown(bench, topic) == (Stream.OPEN, Data.SUSPECT, Code.RESYNCING)
+    bench.engine.heard(bench.now)
+    for topic in (TRADE, OTHER):
+        assert shown(bench, topic) == (Stream.OPEN, Data.OK, Code.REALTIME_RESUMED)
+    assert [s.topic for s in bench.take(subscriber) if isinstance(s, Status)] == [TRADE, OTHER]
+
+
+def test_a_session_without_any_data_is_probed() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.answers[KEY] = None
+    for _ in range(4):
+        bench.wait(15.2)
+        bench.frames(PING)
+    assert (bench.engine.connection.state, bench.engine.connection.reason) == (
+        State.DEGRADED,
+        Reason.NO_DATA,
+    )
+    assert bench.sent == [(True, KEY)] * 2
+    bench.ack(KEY, server.ALREADY_SUBSCRIBED)
+    assert state(bench) is State.SUBSCRIBED
+
+
+def test_where_every_topic_was_refused_no_data_is_missing() -> None:
+    bench = Bench()
+    bench.answers[KEY] = "OPSP8992"
+    bench.subscribe(TRADE)
+    for _ in range(7):
+        bench.wait(10)
+        bench.frames(PING)
+    changes = [(e["new"], e["reason"]) for e in told(bench, "state")]
+    assert (State.DEGRADED, Reason.NO_DATA) in changes
+    assert state(bench) is State.SUBSCRIBED
+
+
+def test_a_suspended_machine_says_so_and_not_that_the_link_is_silent() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.engine.suspended(600.0, bench.at())
+    assert bench.engine.connection.reason is Reason.SUSPENDED
+    assert shown(bench)[1:] == (Data.SUSPECT, Code.RESYNCING)
+    bench.now += 0.5
+    assert bench.engine.heard(bench.now)
+    assert shown(bench)[1:] == (Data.OK, Code.REALTIME_RESUMED)
+    assert state(bench) is State.SUBSCRIBED
+
+
+def test_pauses_go_on_while_the_machine_sleeps() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.lose()
+    assert state(bench) is State.RECONNECT_BACKOFF
+    bench.engine.suspended(3_600.0, bench.at())
+    assert state(bench) is State.CONNECTING
+
+
+def test_a_byte_before_the_first_look_at_the_clock_is_dated() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE, settle=False)
+    while bench.perform():
+        pass
+    bench.engine.suspended(600.0, bench.at())
+    bench.now += 1
+    assert bench.engine.heard(bench.now)
+    healed = [e for e in bench.take(subscriber) if isinstance(e, events.Session)][-1]
+    assert abs(healed.since_ts - bench.rts) < 1e6
+
+
+# Dials and slots.
+
+
+def test_a_dial_that_fails_is_followed_by_a_pause() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE, settle=False)
+    for action in bench.engine.take_actions():
+        assert isinstance(action, FetchKey)
+        bench.engine.key_ready(bench.at())
+    (dial,) = [a for a in bench.engine.take_actions() if isinstance(a, Dial)]
+    bench.engine.dial_failed(dial.epoch, DialFailure.REFUSED, bench.at())
+    assert state(bench) is State.RECONNECT_BACKOFF
+    bench.reconnect()
+    assert bench.sent == [(True, KEY)]
+
+
+def test_a_person_may_have_a_refused_topic_tried_again() -> None:
+    bench = Bench()
+    bench.answers[KEY] = "OPSP8992"
+    subscriber = bench.subscribe(TRADE)
+    del bench.answers[KEY]
+    bench.engine.pin(TRADE, bench.at(), pinned=True)
+    bench.settle()
+    assert bench.sent == [(True, KEY)] * 2
+    assert statuses(bench.take(subscriber))[-1].stream == Stream.OPEN
+
+
+def test_a_better_claim_counts_at_once_and_the_loser_is_shown_with_its_winner() -> None:
+    bench = Bench(cap=1)
+    loser, winner = bench.subscribe(TRADE), bench.subscribe(BOOK)
+    bench.wait(61)
+    bench.engine.take_actions()
+    bench.engine.retune(winner, 2, bench.at(), prio=9)
+    assert bench.engine.take_actions() == [SendRegistration(1, KEY, False)]
+    assert [s.code for s in statuses(bench.take(loser))][-1] == Code.PREEMPTED
+    shown_as = {slot["topic"]: slot["by"] for slot in bench.engine.slots(bench.now)}
+    assert shown_as[TRADE] == BOOK
+
+
+def test_who_finds_no_slot_in_the_next_session_is_told_what_its_last_row_is_worth() -> None:
+    bench = Bench(cap=1)
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.lose()
+    bench.take(subscriber)
+    bench.subscribe("trade.krx.000660", "trade.krx.000270", prio=9, settle=False)
+    bench.reconnect()
+    last = statuses(bench.take(subscriber))[-1]
+    assert (last.stream, last.data, last.code) == (
+        Stream.RECOVERING,
+        Data.SUSPECT,
+        Code.OVER_LIMIT,
+    )
+    assert shown(bench, "trade.krx.000270")[1:] == (Data.NONE, Code.OVER_LIMIT)
+
+
+def test_that_notices_come_again_is_said_to_who_asked() -> None:
+    bench = Bench()
+    resumed: list[None] = []
+    bench.engine.notices_resumed = lambda: resumed.append(None)
+    bench.subscribe(TRADE)
+    assert resumed == []
+    bench.subscribe(NOTICE)
+    assert len(resumed) == 1
+    bench.lose()
+    bench.reconnect()
+    assert len(resumed) == 2
+
+
+def test_a_sessions_keys_go_with_it() -> None:
+    bench = Bench()
+    bench.subscribe(NOTICE)
+    assert "H0STCNI0" in repr(bench.engine._keyring)
+    bench.lose()
+    assert repr(bench.engine._keyring) == "KeyRing([])"
+
+
+# The short way.
+
+
+def test_what_goes_the_short_way_is_counted_and_proves_the_session() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    counts = bench.engine.counts
+    for cum in (100, 200, 300):
+        bench.rows(*(trade(cum + n * 10) for n in range(4)))
+    assert counts[Count.RECORDS] == 12
+    bench.rows(trade(500))
+    bench.engine.take_actions()
+    bench.now += Session().min_lifetime_s
+    bench.rows(trade(510))
+    assert counts[Count.RECORDS] == 14
+    assert [type(action) for action in bench.engine.take_actions()] == [SaveHygiene]
+
+
+def test_beginnings_of_frames_are_known_up_to_a_bound() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    lanes = bench.engine._lanes
+    (known,) = lanes.values()
+    lanes.update({b"%d" % number: known for number in range(1022)})
+    bench.rows(trade(110), trade(120))
+    assert len(lanes) == 1024
+    bench.rows(trade(130), trade(140), trade(150))
+    assert list(lanes) == [b"0|H0STCNT0|003|005930"]

@@ -233,3 +233,37 @@ def test_the_best_since_the_peak_is_what_the_next_rise_is_measured_by() -> None:
     assert not interest.standing(A).fresh
     interest.add(A, "z", 11.0 + SAME_S)
     assert interest.standing(A).fresh
+
+
+def test_what_returns_before_it_was_forgotten_is_new_all_the_same() -> None:
+    interest = Interest(Session())
+    third = ("H0STCNT0", "000003")
+    for key in (A, B, third):
+        interest.add(key, "x", 0.0)
+        interest.served(key)
+        interest.remove(key, "x", 100.0)
+    interest.add(third, "x", 100.0 + SAME_S)  # a call forgets two
+    assert interest.standing(third).fresh
+    assert interest.standing(third).since == 100.0 + SAME_S
+
+
+def test_who_came_back_does_not_keep_others_from_being_forgotten() -> None:
+    interest = Interest(Session())
+    interest.add(A, "x", 0.0)
+    interest.remove(A, "x", 1.0)
+    interest.add(A, "x", 2.0)
+    interest.add(B, "x", 3.0)
+    interest.remove(B, "x", 4.0)
+    interest.add(A, "y", 4.0 + SAME_S)
+    assert interest.standing(B) == UNKNOWN
+
+
+def test_what_was_served_has_to_be_looked_at_again() -> None:
+    interest = Interest(Session())
+    interest.add(A, "x", 0.0)
+    assert interest.standing(A).score == Score(active=True, priority=0, users=1)
+    assert interest.take_touched() == [A]
+    interest.served(A)
+    assert interest.take_touched() == [A]
+    interest.served(A)
+    assert interest.take_touched() == []

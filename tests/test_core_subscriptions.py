@@ -217,6 +217,9 @@ def test_who_leaves_is_heard_no_more_and_its_other_topics_stay() -> None:
     assert bench.engine.interest.holders(KEY) == [(other.conn, 1)]
     assert bench.engine.unsubscribe(subscriber, [], bench.at()) == []
     assert list(subscriber.streams) == [2]
+    for one in (subscriber, other):
+        bench.engine.detach(one, bench.at())
+    assert bench.engine.subscriptions._specs == {}
 
 
 def test_who_takes_polled_images_is_who_did_not_decline() -> None:

@@ -267,12 +267,12 @@ class Engine:
         """Time has passed: call at :meth:`next_deadline`."""
         now = at.now
         self._looked = at
-        if self._market.due <= now:
-            self._judge_market(at)
         if self._ready_at <= now:
             self._ready_at = math.inf
             ready = self.connection.state in _READY
             self._log(at, "ready" if ready else "not_ready", state=self.connection.state)
+        if self._market.due <= now:  # behind what it sets: both may be due at once
+            self._judge_market(at)
         if self.connection.next_deadline() <= now:
             self._connection(self.connection.timer(now), at)
         if self.registrations.next_deadline() <= now:
