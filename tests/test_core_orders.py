@@ -375,7 +375,8 @@ class TestDoubt:
         orders.doubt(order.key, "reset", at(0))
         for now in (20.0, 40.0):
             orders.rows(DAY, [row("5001", **other)], at(now))
-        assert orders.find("a", "bot").candidates == ()
+            found = orders.find("a", "bot")
+            assert (found.state, found.candidates) == (OrderState.UNKNOWN, ())
 
     def test_a_row_seen_before_it_was_sent_or_another_orders_is_never_it(self) -> None:
         orders = book()
@@ -1322,3 +1323,91 @@ def test_a_market_order_is_found_whatever_price_its_row_shows() -> None:
     orders.doubt(order.key, "reset", at(0))
     orders.rows(DAY, [row("5001", type_code="01", price=0), row("5002")], at(1))
     assert orders.find("a", "bot").candidates == ("5001",)
+
+
+def test_of_equal_priority_who_came_first_goes_first() -> None:
+    orders = book()
+    for name in ("z", "m", "a"):
+        placed(orders, ask(name), 0)
+    taken = [orders.take(at(0), halted=False) for _ in range(3)]
+    assert [order and order.id for order in taken] == ["z", "m", "a"]
+
+
+def test_the_soonest_of_many_reasons_to_read_the_list_counts() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    accepted(orders, ask("b", symbol="000660"), 5, "101")
+    assert orders.next_read() == 1.0
+
+
+def test_a_row_settles_an_order_as_soon_as_the_list_has_caught_up() -> None:
+    orders = book()
+    orders.doubt(sent(orders, ask(), 0).key, "reset", at(0))
+    for now, state in ((1, "unknown"), (12.9, "unknown"), (13, "accepted")):
+        orders.rows(DAY, [row("5001")], at(now))
+        assert orders.find("a", "bot").state == state
+
+
+def test_what_becomes_a_persons_is_written() -> None:
+    orders = book()
+    orders.doubt(sent(orders, ask(), 0).key, "reset", at(0))
+    orders.take_records()
+    orders.rows(DAY, [row("5001"), row("5002")], at(1))
+    assert [record["order"]["state"] for record in orders.take_records()] == ["human"]
+
+
+def test_a_row_first_seen_at_the_moment_of_sending_may_be_the_order() -> None:
+    orders = book()
+    order = sent(orders, ask(), 10)
+    orders.doubt(order.key, "reset", at(10))
+    orders.rows(DAY, [row("5001", 10)], at(10))
+    assert orders.find("a", "bot").candidates == ("5001",)
+
+
+def test_a_cancellation_in_doubt_is_no_amendment_made_in_an_app() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    rows = [row("100", open=0), row("300", 2, original="100", price=70_200)]
+    for now in (2.0, 3.0, 20.0):
+        orders.rows(DAY, rows, at(now))
+    assert orders.find("a.cancel", "bot").order_no == ""
+    assert orders.find("a", "bot").live_number == "300"
+
+
+def test_the_numbers_of_changes_are_known_again_after_a_replay() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.accepted(cancelling(orders, "a", 1).key, Receipt("101", "06010", "100001"), at(1))
+    again = book()
+    again.replay(orders.take_records(), at(5))
+    owner = again.owner(DAY, "101")
+    assert owner is not None
+    assert owner.id == "a.cancel"
+
+
+def test_the_number_of_an_amendment_is_its_orders_at_once_and_for_ever() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.take_records()
+    orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
+    taken = orders.take(at(1), halted=False)
+    assert taken is not None
+    order = orders.intended(orders.intend(taken, at(1)))
+    orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
+    owner = orders.owner(DAY, "101")
+    assert owner is not None
+    assert owner.id == "a"
+    written = [record["order"] for record in orders.take_records()]
+    assert [(o["id"], o["numbers"]) for o in written] == [("a2", []), ("a", ["100", "101"])]
+
+
+def test_a_change_may_be_settled_when_its_order_is_long_forgotten() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    orders.take_changed()
+    orders.forget(at(86_400))
+    (left,) = orders.orders.values()
+    found = orders.resolve(left.key, number="101", reason="seen in HTS", at=at(86_401))
+    assert (found.state, found.order_no) == (OrderState.ACCEPTED, "101")

@@ -131,3 +131,25 @@ def test_pairs_are_numbered_from_one() -> None:
         ("FID_COND_MRKT_DIV_CODE_2", "NX"),
         ("FID_INPUT_ISCD_2", "000660"),
     ]
+
+
+def test_a_hundred_days_are_answered_in_whole_won() -> None:
+    days = [dt.date(2026, 1, 1) + dt.timedelta(days=n) for n in range(101)]
+    rows = [{"stck_bsop_date": f"{day:%Y%m%d}", "stck_clpr": "5"} for day in days]
+    daily = quoting.daily({"output2": rows}, "krx", "005930", 7, days[-1])
+    assert daily is not None
+    assert (len(daily.bars), daily.scale, daily.ts) == (100, 0, 7)
+    assert daily.bars[-1].date == "2026-01-02"
+
+
+def test_the_chart_tells_the_name_where_there_is_nothing_better() -> None:
+    row = {"hts_kor_isnm": "카카오", "lstn_stcn": "442000000", "stck_prdy_clpr": "50000"}
+    info = quoting.info_of_daily({"output1": row}, "035720", 7)
+    assert info is not None
+    assert (info.name, info.listed_shares, info.previous_close) == ("카카오", 442_000_000, 50_000)
+    assert (info.symbol, info.market, info.halted, info.ts) == ("035720", None, None, 7)
+
+
+def test_days_are_asked_for_as_far_back_as_a_hundred_of_them_may_reach() -> None:
+    query = quoting.daily_values("krx", "005930", dt.date(2026, 11, 20))
+    assert (query["FID_INPUT_DATE_1"], query["FID_INPUT_DATE_2"]) == ("20260613", "20261120")

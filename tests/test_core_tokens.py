@@ -534,3 +534,97 @@ def test_nothing_shows_the_token() -> None:
     under_test = book(TokenRecord(Secret("CANARY"), 100.0, 50.0))
     shown = [under_test.record(0.0), under_test.status(0.0), under_test.usable(0.0), under_test]
     assert "CANARY" not in repr(shown)
+
+
+def test_what_is_asked_for_a_second_after_ours_is_another_issue() -> None:
+    under_test = with_token()
+    record = TokenRecord(Secret("x"), 1_000.0, 500.0, "", (18.5,))
+    assert under_test.adopt(record, 20.0)
+
+
+def test_an_adopted_token_may_be_what_we_have_or_nothing_and_its_issue_counts() -> None:
+    for value, left_s in (("t", 1_000.0), ("", 1_000.0), ("x", 0.0)):
+        under_test = with_token()
+        token = had(under_test, 0.0)
+        record = TokenRecord(Secret(value), left_s, 500.0, "", (10.0,))
+        assert not under_test.adopt(record, 200.0)
+        assert under_test.usable(200.0) is token
+        assert under_test.issue_in(200.0) == pytest.approx(53.0)
+
+
+def test_a_record_ages() -> None:
+    record = TokenRecord(Secret("t"), 100.0, 50.0, "then", (30.0, 5.0), 2, 20.0)
+    assert record.aged(10.0) == TokenRecord(Secret("t"), 90.0, 40.0, "then", (40.0, 15.0), 2, 10.0)
+    assert record.aged(1_000.0) == TokenRecord(
+        Secret("t"), 0.0, 0.0, "then", (1_030.0, 1_005.0), 2, 0.0
+    )
+
+
+def test_a_refusal_is_heard_once_and_only_of_the_token_in_use() -> None:
+    under_test = with_token()
+    token = had(under_test, 1.0)
+    under_test.refused(token, 100.0, 100.0, 0.0, certain=True)
+    under_test.refused(token, 101.0, 101.5, 0.0, certain=True)
+    assert (under_test.probe_at(), under_test.refused_at) == (102.0, 100.0)
+    under_test.begin(110.0)
+    under_test.issued(Secret("new"), DAY, 110.0)
+    under_test.refused(token, 120.0, 120.0, 0.0, certain=True)
+    assert had(under_test, 120.0).value == Secret("new")
+    assert not under_test.worked(token, 130.0)
+
+
+def test_a_token_that_works_does_not_shorten_the_wait_after_a_failed_renewal() -> None:
+    under_test = with_token()
+    token = had(under_test, 0.0)
+    under_test.begin(100.0)
+    under_test.failed("no", 100.0, 0.0)
+    under_test.begin(163.0)
+    under_test.failed("no", 163.0, 0.0)
+    assert not under_test.worked(token, 170.0)
+    assert under_test.ready(170.0) == 463.0
+    assert under_test.why == "no"
+    assert under_test.record(500.0).wait_s == 0.0
+
+
+def test_a_fresh_token_that_worked_ends_the_row_of_refusals() -> None:
+    under_test = with_token()
+    now = 100.0
+    under_test.refused(had(under_test, now), now, now, 0.0, certain=True)
+    for works, wait in ((False, 63.0), (False, 300.0), (True, 0.0), (False, 63.0)):
+        under_test.begin(now)
+        under_test.issued(Secret(f"t{now}"), DAY, now)
+        fresh = had(under_test, now)
+        if works:
+            under_test.worked(fresh, now)
+        under_test.refused(fresh, now, now, 0.0, certain=True)
+        assert (under_test.stopped(now) or 0.0) == wait
+        now = under_test.ready(now)
+
+
+def test_one_answer_is_enough_to_forget_one_refusal() -> None:
+    under_test = with_token()
+    token = had(under_test, 1.0)
+    under_test.refused(token, 10.0, 10.0, 0.0)
+    under_test.worked(token, 10.0)
+    under_test.refused(token, 20.0, 20.0, 0.0)
+    assert under_test.usable(20.0) is token
+    under_test.worked(token, 19.9)
+    under_test.refused(token, 20.0, 21.0, 0.0)
+    assert under_test.usable(21.0) is None, "an answer of before proves nothing"
+
+
+def test_a_status_tells_of_the_token_and_of_the_next_issue() -> None:
+    under_test = with_token(of=Life(1_000.0, 400.0, "then"))
+    assert under_test.status(100.0) == {
+        "state": "valid",
+        "left_s": 900.0,
+        "renew_in_s": 300.0,
+        "expires_kst": "then",
+        "next_issue_in_s": 0.0,
+        "failures": 0,
+        "why": None,
+    }
+    assert under_test.status(500.0)["renew_in_s"] == 0.0
+    under_test.refused(had(under_test, 500.0), 500.0, 500.0, 0.0, certain=True)
+    assert under_test.status(500.0)["state"] == "refused"
+    assert book().status(0.0)["state"] == "none"

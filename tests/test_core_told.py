@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from kisfeed.core.told import GRACE_S, Ledger, notice_fields
+from kisfeed.kfp.orders import Action, Order, Side
 from kisfeed.kis.orders import DayRow
 
 if TYPE_CHECKING:
@@ -190,3 +191,23 @@ def test_a_late_notice_has_what_the_list_knows() -> None:
     assert amended["original_order_no"] == "0000000031"
     assert amended["side"] == -1
     assert amended["px_text"] is None
+
+
+def test_a_late_notice_of_an_order_placed_here_says_whose_it_is() -> None:
+    placed = Order(
+        client="bot",
+        id="a",
+        day=DAY,
+        action=Action.NEW,
+        symbol="005930",
+        side=Side.BUY,
+        qty=10,
+        price=70_000,
+        type="limit",
+        exchange="KRX",
+    )
+    ledger = Ledger()
+    (missed,) = [ledger.review([row()], at) for at in (0.0, GRACE_S)][1]
+    fields = notice_fields(missed, placed)
+    assert (fields["client"], fields["client_order_id"]) == ("bot", "a")
+    assert not {"client", "client_order_id"} & set(notice_fields(missed, None))

@@ -777,20 +777,15 @@ class Book:
             at,
             write=True,
         )
+        target = order if order.action is Action.NEW else self._amended(order)
+        if target is None:
+            return
+        self._due[target.key] = at.now + _POLLS_S[0]
         if order.action is Action.AMEND:
-            target = self._amended(order)
-            if target is not None:
-                self._owners[target.day, number] = target.key
-                known = [n for n in target.numbers if n != number]
-                follow = attrs.evolve(target, numbers=(*known, number), open_qty=None)
-                self._put(follow, at, write=True)
-                self._due[target.key] = at.now + _POLLS_S[0]
-        if order.action is Action.CANCEL:
-            target = self._amended(order)
-            if target is not None:
-                self._due[target.key] = at.now + _POLLS_S[0]
-        if order.action is Action.NEW:
-            self._due[key] = at.now + _POLLS_S[0]
+            self._owners[target.day, number] = target.key
+            known = [n for n in target.numbers if n != number]
+            follow = attrs.evolve(target, numbers=(*known, number), open_qty=None)
+            self._put(follow, at, write=True)
 
     def _amended(self, order: Order) -> Order | None:
         key = self._owners.get((order.day, order.original_no))
