@@ -286,12 +286,6 @@ async def test_what_is_wrong_with_a_configuration_is_told_by_the_keys_path(place
         assert "kkkk" not in program.talk
 
 
-async def test_a_real_key_is_not_served_yet(place: Place) -> None:
-    place.configure(f'environment = "real"\n{CREDENTIALS}')
-    answer = await refused(await place.kisfeed("serve", "--json"))
-    assert (answer["exit_code"], answer["code"]) == (77, "not_permitted")
-
-
 async def test_a_socket_path_that_cannot_be_used_is_told(place: Place) -> None:
     runtime = place.runtime
     runtime.mkdir(mode=0o700)
