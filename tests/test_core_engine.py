@@ -1056,8 +1056,10 @@ def test_a_link_in_doubt_is_every_topics_until_it_is_heard() -> None:
     subscriber = bench.subscribe(TRADE, OTHER)
     bench.rows(trade(100))
     bench.answers[KEY] = bench.answers[OTHER_KEY] = None
-    bench.wait(46)
     bench.take(subscriber)
+    bench.wait(46)
+    assert [e for e in bench.take(subscriber) if isinstance(e, Status)] == []
+    assert len(bench.sent) == 3, "and it is asked"
     for topic in (TRADE, OTHER):
         assert shown(bench, topic) == (Stream.OPEN, Data.SUSPECT, Code.RESYNCING)
     bench.engine.heard(bench.now)
@@ -1078,6 +1080,7 @@ def test_a_session_without_any_data_is_probed() -> None:
         Reason.NO_DATA,
     )
     assert bench.sent == [(True, KEY)] * 2
+    assert bench.engine.session_map()["data"] == Data.OK, "each topic for itself"
     bench.ack(KEY, server.ALREADY_SUBSCRIBED)
     assert state(bench) is State.SUBSCRIBED
 
@@ -1233,3 +1236,155 @@ def test_beginnings_of_frames_are_known_up_to_a_bound() -> None:
     assert len(lanes) == 1024
     bench.rows(trade(130), trade(140), trade(150))
     assert list(lanes) == [b"0|H0STCNT0|003|005930"]
+
+
+def test_a_session_that_ends_leaves_each_topic_as_it_was_worth() -> None:
+    bench = Bench(cap=2)
+    bench.answers["H0STCNT0", "000270"] = "OPSP8992"
+    closed, late = "trade.krx.000270", "trade.krx.000001"
+    subscriber = bench.subscribe(closed)
+    bench.subscribe(TRADE, BOOK)
+    bench.subscribe(late)
+    bench.rows(trade(100))
+    bench.lose()
+    assert shown(bench) == (Stream.RECOVERING, Data.SUSPECT, Code.UPSTREAM_DOWN)
+    assert shown(bench, BOOK) == (Stream.RECOVERING, Data.NONE, Code.UPSTREAM_DOWN)
+    assert shown(bench, closed) == (Stream.CLOSED, Data.NONE, Code.REJECTED)
+    bench.take(subscriber)
+    bench.reconnect()
+    assert shown(bench, late)[2] == Code.OVER_LIMIT
+    bench.wait(10)
+    assert shown(bench, late)[2] == Code.OVER_LIMIT
+    assert statuses(bench.take(subscriber), closed) == []
+
+
+def test_a_refusal_for_now_keeps_the_topic_waiting() -> None:
+    code = next(c["code"] for c in load("kis/codes.json")["websocket"] if transient(c["code"]))
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.rows(trade(100))
+    bench.lose()
+    bench.answers[KEY] = code
+    bench.take(subscriber)
+    bench.reconnect()
+    bench.wait(5)
+    last = statuses(bench.take(subscriber))[-1]
+    assert (last.stream, last.data, last.code) == (
+        Stream.RECOVERING,
+        Data.SUSPECT,
+        Code.REJECTED,
+    )
+    assert last.text.startswith(f"{code} ")
+
+
+def transient(code: str) -> bool:
+    return CODES.meaning(code, server.rt_cd(code)) is Meaning.TRANSIENT
+
+
+def test_a_doubtful_topic_that_loses_its_slot_is_not_called_good_again() -> None:
+    bench = Bench(cap=2)
+    subscriber = bench.subscribe(TRADE, OTHER)
+    bench.answers[OTHER_KEY] = None
+    stall(bench, OTHER)
+    bench.take(subscriber)
+    bench.answers[OTHER_KEY] = server.UNSUBSCRIBED
+    bench.engine.pin(TRADE, bench.at(), pinned=True)
+    bench.subscribe(BOOK, prio=9)
+    assert [s.code for s in statuses(bench.take(subscriber), OTHER)] == [Code.PREEMPTED]
+    assert state(bench) is State.STREAMING
+
+
+def test_without_any_interest_nothing_is_dialled() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    bench.lose()
+    bench.engine.detach(subscriber, bench.at())
+    assert state(bench) is State.IDLE
+    assert bench.engine.connection.reason is Reason.NO_INTEREST
+    bench.wait(600)
+    assert bench.engine.connection.epoch == 1
+
+
+def test_a_key_that_kis_refuses_is_asked_for_again_later() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE, settle=False)
+    assert [type(action) for action in bench.engine.take_actions()] == [FetchKey]
+    bench.engine.key_failed(bench.at(), refused=True)
+    assert state(bench) is State.RECONNECT_BACKOFF
+    bench.reconnect()
+    assert bench.sent == [(True, KEY)]
+
+
+def test_a_session_is_lent_and_taken_back() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE)
+    bench.wait(61)
+    bench.engine.release(600.0, bench.at())
+    bench.settle()
+    assert [close.reason for close in bench.closes()] == [Reason.RELEASED]
+    assert told(bench, "release")[0]["for_s"] == 600.0
+    assert state(bench) is State.IDLE
+    bench.engine.reconnect(bench.at())
+    assert len(told(bench, "reconnect")) == 1
+    assert state(bench) is not State.IDLE
+
+
+def test_other_limits_are_in_force_at_once() -> None:
+    bench = Bench()
+    bench.subscribe(TRADE, BOOK)
+    fewer = attrs.evolve(bench.engine.limits, registrations=7, version="other")
+    bench.engine.limits_changed(fewer, bench.at())
+    assert bench.engine.slots_map()["cap"] == 7
+    assert bench.engine.status(bench.now)["limits"] == "other"
+
+
+def test_the_history_is_the_last_fifty() -> None:
+    bench = Bench()
+    for number in range(60):
+        bench.engine.suspended(float(number), bench.at())
+    assert [entry["seconds"] for entry in bench.engine.history] == list(range(10, 60))
+
+
+def test_a_gap_of_a_registration_is_counted_once() -> None:
+    for topics in ((TRADE,), ("raw.H0STCNT0.005930",), (TRADE, "raw.H0STCNT0.005930")):
+        bench = Bench()
+        subscriber = bench.subscribe(*topics)
+        bench.rows(trade(100))
+        bench.lose()
+        bench.reconnect()
+        bench.rows(trade(200))
+        assert bench.engine.counts[Count.GAPS] == 1
+        assert len(gaps(bench.take(subscriber))) == len(topics)
+
+
+def test_the_notice_of_the_account_has_its_slot_and_its_log_before_anybody_asks() -> None:
+    bench = Bench(hts_id="someone")
+    assert bench.engine.slots_map() == {"cap": 41, "used": 0, "reserved": 1}
+    assert Bench().engine.slots_map()["reserved"] == 0
+    bench.subscribe("notice.overseas.someone", TRADE)
+    bench.engine.recovered("fill", {"order_no": "7"}, bench.at())
+    told_again = bench.take(bench.subscribe(NOTICE, "notice.overseas.someone", after=0))
+    (only,) = [e for e in told_again if isinstance(e, events.Notice)]
+    assert (only.topic, only.kind, only.xts, only.rts) == (NOTICE, "fill", None, bench.rts)
+    assert (only.fields["order_no"], only.fields["recovered"], only.fields["kind"]) == (
+        "7",
+        True,
+        "fill",
+    )
+
+
+def test_a_loop_is_counted_once() -> None:
+    bench = Bench(cap=1)
+    mine, other = bench.subscribe(TRADE), bench.subscriber()
+    bench.wait(100.0)
+    bench.engine.unsubscribe(mine, None, bench.at())
+    bench.engine.subscribe(other, [SubSpec(BOOK)], bench.at())
+    bench.wait(700.0)
+    bench.engine.unsubscribe(other, None, bench.at())
+    bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
+    bench.settle()
+    bench.lose()
+    bench.reconnect()
+    breaker = bench.engine.connection.status(bench.now)["breaker"]
+    assert isinstance(breaker, dict)
+    assert breaker["barren_loops"] == 1

@@ -184,7 +184,7 @@ class Engine:
     _notices: NoticeLog = attrs.field(factory=NoticeLog, init=False)
     _heard_rts: int = attrs.field(default=0, init=False)
     _looked: Instant = attrs.field(init=False)
-    _since_ts: int = attrs.field(default=0, init=False)
+    _since_ts: int = attrs.field(init=False)
     _ready_at: float = attrs.field(default=math.inf, init=False)
     _settled: bool = attrs.field(default=False, init=False)
     _crowded: dict[RegKey, None] = attrs.field(factory=dict, init=False)
