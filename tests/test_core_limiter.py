@@ -526,3 +526,28 @@ def test_a_status_tells_the_limit_in_force_and_who_waits() -> None:
     waiting = told["waiting"]
     assert isinstance(waiting, dict)
     assert (waiting["price"], waiting["order"]) == (2, 0)
+
+
+def test_a_window_of_one_and_a_half_calls_is_one_call_and_no_shorter() -> None:
+    under_test = Limiter(Window(3, 1.0), {}, Profile(), 0.0)
+    under_test.throttled(100.0)
+    assert under_test.status(100.0)["in_force"] == {"count": 1, "seconds": 1.05}
+
+
+def test_back_at_full_speed_nobody_looks_whether_it_comes_back() -> None:
+    under_test = Limiter(REAL, {}, Profile(recover_s=0.25), 0.0)
+    under_test.throttled(10.0)
+    assert spent(under_test, 20.0) == 16
+    assert under_test.speed() == 1.0
+    under_test.request(Priority.PRICE, "p", 20.0)
+    assert under_test.next_deadline(20.0) == 20.0 + SLACK
+
+
+def test_what_a_key_spent_is_spent_though_the_limits_are_told_again() -> None:
+    under_test = Limiter(REAL, {"a": Window(1, 1.0)}, Profile(), 0.0)
+    ticket = under_test.request(Priority.PRICE, "a", 10.0)
+    assert under_test.next_grant(10.0) is ticket
+    under_test.sent(ticket, 10.0)
+    under_test.change(REAL, {"a": Window(1, 2.0)}, Profile(), 10.5)
+    under_test.request(Priority.PRICE, "a", 10.5)
+    assert under_test.next_deadline(10.5) == pytest.approx(10.0 + 2 * SLACK)

@@ -614,3 +614,94 @@ def test_what_is_asked_along_ends_within_half_a_lifetime_and_does_not_fly_alread
     world.ask("000005")
     (second,) = world.take()
     assert set(second.symbols) <= {"000004", "000005"}
+
+
+def flight_of(world: World, *symbols: str) -> Flight:
+    """The call that *symbols* are asked for in."""
+    world.ask(*symbols)
+    (flight,) = world.take(world.rules.window_s)
+    return flight
+
+
+def test_what_was_only_asked_along_and_not_answered_is_not_asked_alone() -> None:
+    world = World()
+    world.ask("000001", "000002")
+    world.serve()
+    world.now += RULES.price_ttl_s
+    ticket = world.ask("000003")
+    (flight,) = world.take()
+    assert set(flight.symbols) == {"000001", "000002", "000003"}
+    assert world.answer(flight, unknown=("000001",)) == [ticket]
+    assert world.take() == []
+    assert counted(world)["filled"] == 2
+
+
+def test_any_answer_says_that_kis_is_back_a_refusal_too() -> None:
+    world = World()
+    ticket = world.ask("005930")
+    (flight,) = world.take()
+    assert world.desk.failed(flight, "upstream_down") == [ticket]
+    assert world.desk.down
+    world.ask("005930")
+    (flight,) = world.take()
+    world.desk.refused(flight, "rejected", world.now)
+    assert not world.desk.down
+
+
+def test_a_refused_batch_of_five_is_asked_again_in_three_and_two() -> None:
+    world = World()
+    ticket = world.ask(*SYMBOLS[:5], background=True)
+    (flight,) = world.take()
+    assert flight.background
+    assert world.desk.refused(flight, "rejected", world.now) == []
+    halves = world.take()
+    assert [half.symbols for half in halves] == [tuple(SYMBOLS[:3]), tuple(SYMBOLS[3:5])]
+    assert not any(half.background for half in halves), "they have waited long enough"
+    for half in halves:
+        world.answer(half)
+    assert ticket.done
+
+
+def test_a_refusal_for_another_reason_says_nothing_of_the_symbol() -> None:
+    world = World()
+    world.ask("005930")
+    (flight,) = world.take()
+    world.desk.refused(flight, "rejected", world.now)
+    assert not world.ask("005930").done
+
+
+def test_a_rate_refused_for_days_leaves_prices_alone() -> None:
+    world = World()
+    world.ask(*SYMBOLS[:20])
+    world.serve()
+    for _ in range(3):
+        world.desk.press(Kind.DAILY)
+    world.now += RULES.price_ttl_s
+    world.ask("999000")
+    (flight,) = world.take()
+    assert len(flight.symbols) == 21
+    world.desk.failed(flight, "rate_limited")
+    world.desk.failed(flight_of(world, "999000"), "rate_limited")
+    assert len(flight_of(world, *SYMBOLS[100:110]).symbols) == 10, "more than may be asked along"
+
+
+def test_what_was_asked_for_ten_seconds_ago_is_asked_along_and_no_longer_ago_is_not() -> None:
+    for later, along in ((10.0, 2), (10.25, 1)):
+        world = World(rules=attrs.evolve(RULES, window_s=0.25))
+        world.answer(flight_of(world, "000001"))
+        world.now = later
+        assert len(flight_of(world, "999000").symbols) == along
+
+
+def test_to_be_asked_along_is_not_to_be_asked_for() -> None:
+    world = World()
+    world.ask("000001")
+    world.serve()
+    along = []
+    for n in range(8):
+        world.now += RULES.price_ttl_s
+        flight = flight_of(world, f"99900{n}")
+        along.append("000001" in flight.symbols)
+        world.answer(flight)
+    assert along[0]
+    assert not any(along[5:])

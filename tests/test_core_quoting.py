@@ -153,3 +153,23 @@ def test_the_chart_tells_the_name_where_there_is_nothing_better() -> None:
 def test_days_are_asked_for_as_far_back_as_a_hundred_of_them_may_reach() -> None:
     query = quoting.daily_values("krx", "005930", dt.date(2026, 11, 20))
     assert (query["FID_INPUT_DATE_1"], query["FID_INPUT_DATE_2"]) == ("20260613", "20261120")
+
+
+def test_a_symbol_has_the_names_there_are() -> None:
+    row = {"prdt_name": "카카오보통주", "prdt_eng_name": "KakaoCorp.", "lstg_abol_dt": "20270104"}
+    info = quoting.info({"output": [row]}, "035720", 0)
+    assert info is not None
+    assert (info.name, info.english_name) == ("카카오보통주", "KakaoCorp.")
+    assert info.delisted == "2027-01-04"
+    row |= {"prdt_abrv_name": "카카오", "prdt_eng_abrv_name": "Kakao"}
+    info = quoting.info({"output": row}, "035720", 0)
+    assert info is not None
+    assert (info.name, info.english_name) == ("카카오", "Kakao")
+
+
+def test_yesterdays_close_follows_from_the_change_where_it_is_not_told() -> None:
+    row = {"inter_shrn_iscd": "005930", "inter2_prpr": "71900"}
+    changed = {**row, "inter2_prdy_vrss": "100", "prdy_vrss_sign": "5"}
+    for told, previous in ((row, None), (changed, 72_000)):
+        price = quoting.prices({"output": [told]}, "krx", 0)["005930"]
+        assert (price.previous_close, price.scale) == (previous, 0)

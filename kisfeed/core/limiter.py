@@ -9,6 +9,7 @@ KIS counts. A grant that was not sent yet occupies its place all the same.
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -113,12 +114,12 @@ class _Pace:
         return True
 
     def recover(self, now: float, recover_s: float) -> None:
-        while self.speed < 1.0 and now >= self._step_at:
-            self._step_at += recover_s
+        while now >= self._step_at:
             self.speed = min(1.0, self.speed + 0.5 / _STEPS)
+            self._step_at = self._step_at + recover_s if self.speed < 1.0 else math.inf
 
     def recovers_at(self) -> float:
-        return self._step_at if self.speed < 1.0 else math.inf
+        return self._step_at
 
 
 class Place(enum.Enum):
@@ -167,7 +168,7 @@ class Limiter:
         # Per class, the queues of each key: a key that must wait holds up nobody else.
         self._queues: dict[Priority, dict[str, deque[Ticket]]] = {p: {} for p in Priority}
         self._waiting = dict.fromkeys(Priority, 0)
-        self._count = 0
+        self._numbers = itertools.count()
         self.throttled_count = 0
         for _ in range(window.count):
             self._all.stamp(now)
@@ -190,8 +191,7 @@ class Limiter:
             raise LocalRefusal(f"{MOST_WAITING} {priority.name.lower()} calls wait for KIS already")
         queue = self._queues[priority].setdefault(key, deque())
         if again is None:
-            self._count += 1
-            ticket = Ticket(priority, key, now, self._count)
+            ticket = Ticket(priority, key, now, next(self._numbers))
             queue.append(ticket)
         else:
             ticket = Ticket(priority, key, now, again.number)

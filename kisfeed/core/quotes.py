@@ -434,7 +434,7 @@ class Desk:
     def _filling(self, lane: _Lane, taken: Mapping[Key, object], now: float) -> list[Key]:
         """Others that were asked lately, nearest to their end: in this call they cost nothing."""
         room = min(lane.size, lane.filled) - len(taken)
-        if room <= 0 or lane.most == 1:
+        if room <= 0:
             return []
         soon = now + self._rules.price_ttl_s / 2
         candidates = []
