@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from kisfeed import config, schemas
+from kisfeed.core.breaker import BreakerRecord
 from kisfeed.core.connection import (
     TRANSITIONS,
     Change,
@@ -1260,3 +1261,80 @@ def test_a_whole_session_in_which_nothing_came_is_a_loop(heard: str, loops: int)
     c.resync(now + 61)
     assert c.state is State.RECONNECT_BACKOFF
     assert barren_loops(c, now + 61) == loops
+
+
+def test_the_first_key_may_be_the_one_at_hand() -> None:
+    assert of(FetchKey, connection().want(0.0)) == [FetchKey(False)]
+
+
+@pytest.mark.parametrize(("dialling", "next_try"), [(False, 30.0), (True, 40.0)])
+def test_a_restart_waits_out_the_lifetime_of_a_session_that_died_young(
+    next_try: float, *, dialling: bool
+) -> None:
+    record = Hygiene(dials=(30.0,), dialling=dialling, breaker=BreakerRecord(young=1))
+    c = connection(record)
+    c.want(0.0)
+    assert (c.next_try, c.reason) == (next_try, Reason.MIN_LIFETIME)
+
+
+def test_a_dial_that_is_given_up_is_over_and_counts_from_then_on() -> None:
+    c = connection()
+    dialled(c, 0.0)
+    due = c.next_deadline()
+    (saved,) = of(SaveHygiene, c.timer(due))
+    assert (saved.record.dialling, saved.record.dials) == (False, (0.0,))
+
+
+def test_the_same_market_told_again_moves_nothing() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(c.epoch, now)
+    c.acked(now)
+    c.settled(now)
+    due = c.next_deadline()
+    assert c.market(True, None, now + 30) == []
+    assert c.next_deadline() == due
+    c.market(True, 9000.0, now + 30)
+    assert c.next_deadline() == due + 30
+
+
+def test_data_are_a_sign_of_life_to_who_doubts() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(c.epoch, now)
+    c.settled(now)
+    c.degraded(Reason.FEED_STALLED, now + 10)
+    due = c.next_deadline()
+    c.data(now + 20)
+    assert of(Close, c.timer(due)) == []
+    assert c.state is State.DEGRADED
+
+
+def test_a_dial_has_its_time_though_the_machine_slept() -> None:
+    c = connection()
+    dialled(c, 0.0)
+    due = c.next_deadline()
+    c.suspended(5.0, 6.0)
+    assert c.next_deadline() == due
+
+
+def test_one_wait_is_the_longest_where_there_is_only_one() -> None:
+    rules = attrs.evolve(RULES, in_use_waits_s=(60.0,))
+    c = Connection(rules, LIMITS, lambda: 0.5, Hygiene(open=True, proved=True), 0.0)
+    now = dialled(c, 0.0)
+    c.opened(c.epoch, now)
+    c.in_use(now)
+    now = dialled(c, now)
+    c.opened(c.epoch, now)
+    (saved,) = of(SaveHygiene, c.acked(now))
+    assert saved.record.hold_s == 60.0
+
+
+def test_a_session_that_was_proved_is_no_loop_however_it_ends() -> None:
+    c = connection()
+    now = streaming(c, 0.0)
+    c.looped(now + 10)
+    c.pingpong(now + 61)
+    before = barren_loops(c, now + 61)
+    c.link_dead(now + 100)
+    assert barren_loops(c, now + 100) == before

@@ -1244,9 +1244,11 @@ def test_a_session_that_ends_leaves_each_topic_as_it_was_worth() -> None:
     closed, late = "trade.krx.000270", "trade.krx.000001"
     subscriber = bench.subscribe(closed)
     bench.subscribe(TRADE, BOOK)
-    bench.subscribe(late)
     bench.rows(trade(100))
+    waiting = bench.subscribe(late)
+    bench.take(waiting)
     bench.lose()
+    assert [e for e in bench.take(waiting) if isinstance(e, Status)] == []
     assert shown(bench) == (Stream.RECOVERING, Data.SUSPECT, Code.UPSTREAM_DOWN)
     assert shown(bench, BOOK) == (Stream.RECOVERING, Data.NONE, Code.UPSTREAM_DOWN)
     assert shown(bench, closed) == (Stream.CLOSED, Data.NONE, Code.REJECTED)
@@ -1388,3 +1390,40 @@ def test_a_loop_is_counted_once() -> None:
     breaker = bench.engine.connection.status(bench.now)["breaker"]
     assert isinstance(breaker, dict)
     assert breaker["barren_loops"] == 1
+
+
+def test_a_topic_that_had_data_once_is_a_loop_when_it_has_none_any_more() -> None:
+    bench = Bench(cap=1)
+    mine, other = bench.subscribe(TRADE), bench.subscriber()
+    bench.rows(trade(10))
+    for number in range(2):
+        bench.wait(100.0)
+        bench.engine.unsubscribe(mine, None, bench.at())
+        bench.engine.subscribe(other, [SubSpec(f"book.krx.{number:06}")], bench.at())
+        bench.wait(700.0)
+        bench.engine.unsubscribe(other, None, bench.at())
+        bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
+        bench.settle()
+    breaker = bench.engine.connection.status(bench.now)["breaker"]
+    assert isinstance(breaker, dict)
+    assert breaker["barren_loops"] == 1
+
+
+def test_answers_that_do_not_come_are_in_the_history() -> None:
+    bench = Bench()
+    bench.answers[KEY] = None
+    bench.subscribe(TRADE)
+    bench.wait(10)
+    assert told(bench, "ackmissing")[0]["topic"] == TRADE
+
+
+def test_a_byte_is_dated_by_the_wall_clock_as_it_was_last_seen() -> None:
+    bench = Bench()
+    subscriber = bench.subscribe(TRADE)
+    an_hour = 3_600 * 10**9
+    bench.engine.timer(engine.Instant(bench.now, bench.rts + an_hour))  # it was set
+    bench.engine.suspended(600.0, bench.at())
+    bench.now += 1
+    assert bench.engine.heard(bench.now)
+    healed = [e for e in bench.take(subscriber) if isinstance(e, events.Session)][-1]
+    assert abs(healed.since_ts - bench.rts - an_hour) < 1e6

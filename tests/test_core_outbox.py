@@ -590,14 +590,28 @@ def test_moved_entries_go_when_they_are_half_of_what_is_queued_and_not_sooner(si
     assert gone > 2
 
 
-def test_who_keeps_up_needs_no_deque() -> None:
+@pytest.mark.parametrize("age", [0.0, 10.0])
+def test_who_keeps_up_needs_no_deque_and_no_other_list(age: float) -> None:
     box = outbox()
     box.open(7, Mode.ALL, 0, 0, trades=True)
-    box.tick(7, 1, Row(7, 1, 10), 0.0)
-    assert type(box._queue) is list
-    ticks: list[Tick[Item]] = [(7, n, Row(7, n, 10), 0.0) for n in (2, 3)]
-    (run,) = runs(ticks, size_of, None)
-    box.put_run(run)
-    assert type(box._queue) is list
-    box.take(0.0)
-    assert type(box._queue) is list
+    queue = box._queue
+    for sseq in (1, 4):
+        box.tick(7, sseq, Row(7, sseq, 10), 0.0)
+        assert box.take(age) == [Row(7, sseq, 10)]
+        ticks: list[Tick[Item]] = [(7, n, Row(7, n, 10), 0.0) for n in (sseq + 1, sseq + 2)]
+        (run,) = runs(ticks, size_of, None)
+        box.put_run(run)
+        assert len(box.take(age)) == 2
+        assert box._queue is queue
+    assert type(queue) is list
+
+
+def test_who_conflates_keeps_its_deque() -> None:
+    box = outbox()
+    box.open(7, Mode.LATEST, 0, 0, trades=True)
+    queues = []
+    for sseq in (1, 2):
+        box.tick(7, sseq, Row(7, sseq, 10), 0.0)
+        assert box.take(0.0) == [Row(7, sseq, 10)]
+        queues.append(box._queue)
+    assert queues[0] is queues[1]

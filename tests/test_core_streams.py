@@ -193,6 +193,23 @@ def test_a_break_ends_what_was_held() -> None:
     assert hall.stream.broken_at is None
 
 
+def test_what_breaks_twice_before_its_next_row_broke_the_first_time() -> None:
+    hall = Hall()
+    hall.held()
+    hall.row(100)
+    for moment in (1, 2):
+        hall.stream.held = True
+        hall.stream.break_off(RTS + moment)
+    assert hall.stream.broken_at == RTS + 1
+
+
+def test_what_had_nothing_yet_and_was_not_open_does_not_break() -> None:
+    hall = Hall()
+    hall.stream.held = True
+    hall.stream.break_off(RTS)
+    assert hall.stream.broken_at is None
+
+
 def test_a_break_behind_a_promotion_is_a_break() -> None:
     hall = Hall()
     subscriber = hall.join()

@@ -717,7 +717,6 @@ class Connection:
         self._breaker.in_use(now, young=now - session.opened_at < self._rules.min_lifetime_s)
         self._in_use += 1
         self._in_use_at = now
-        self._in_use_hurry = False
         self._end(Input.IN_USE, Reason.IN_USE, now, out, close=True)
         return out
 

@@ -346,7 +346,6 @@ class TopicStream:
         before = self.last.rts if self.last is not None else self.broken_at or rts
         code = Code.VOLUME_JUMP if gap.jump else self.break_code
         self.broken_at = None
-        self.break_code = Code.GAP_DETECTED
         body = (self.sid, self.sseq, self.sseq + 1, before, rts, gap.qty, code)
         event = events.Gap(self.topic.name, *body)
         tell(self.subscribers.values(), Type.GAP, body, event, now)
