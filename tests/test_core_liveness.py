@@ -552,3 +552,14 @@ def test_a_timer_that_comes_early_does_nothing() -> None:
     liveness = up(SAMSUNG)
     assert liveness.timer(1.0) == []
     assert liveness.next_deadline() == 45.0
+
+
+def test_when_the_last_key_that_flows_is_let_go_the_link_may_be_quiet() -> None:
+    liveness = up(SAMSUNG, HYNIX, KIA)
+    liveness.market(lambda key: key is not KIA, 0.0)
+    seen = []
+    for key in (SAMSUNG, HYNIX):
+        liveness.unwatch(key, 1.0)
+        seen.append(liveness.status(1.0)["market_open"])
+    assert seen == [True, False]
+    assert liveness.status(1.0)["suspect_after_s"] == RULES.quiet_suspect_s

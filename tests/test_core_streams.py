@@ -483,3 +483,13 @@ def test_the_image_is_the_newer_of_row_and_polled_price(polled_at: int, shown: i
     assert image is not None
     assert isinstance(image[1], Trade)
     assert image[1].cum_qty == shown
+
+
+def test_the_account_does_not_measure_over_a_row_without_a_time() -> None:
+    hall = Hall()
+    days = []
+    for xts in (RTS, None, RTS):
+        hall.row(100, xts=xts)
+        days.append(hall.stream._day)
+    assert days[0] == days[2]
+    assert days[1] is None
