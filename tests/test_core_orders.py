@@ -1411,3 +1411,21 @@ def test_a_change_may_be_settled_when_its_order_is_long_forgotten() -> None:
     (left,) = orders.orders.values()
     found = orders.resolve(left.key, number="101", reason="seen in HTS", at=at(86_401))
     assert (found.state, found.order_no) == (OrderState.ACCEPTED, "101")
+
+
+def test_the_list_of_a_day_without_doubt_is_not_read_any_more() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    assert orders.days(at(86_400)) == ["20261103"]
+
+
+def test_a_notice_makes_the_readings_quick_again() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    while orders.next_read() < 300:
+        orders.rows(DAY, [], at(orders.next_read()))
+    now = orders.next_read() - 30
+    orders.notice(Hint("100", "", "005930", "buy", 1, ended=False), at(now))
+    assert orders.next_read() == now + 1
+    orders.rows(DAY, [], at(now + 1))
+    assert orders.next_read() == now + 3

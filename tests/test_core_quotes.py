@@ -705,3 +705,25 @@ def test_to_be_asked_along_is_not_to_be_asked_for() -> None:
         world.answer(flight)
     assert along[0]
     assert not any(along[5:])
+
+
+def test_a_half_of_a_refused_batch_waits_for_nothing() -> None:
+    world = World()
+    world.desk.refused(flight_of(world, "000001", "000002"), "rejected", world.now)
+    assert world.desk.next_deadline() == -math.inf
+
+
+def test_the_background_fills_half_of_the_queue_at_most() -> None:
+    world = World(rules=attrs.evolve(RULES, max_waiting=12))
+    ticket = world.ask(*SYMBOLS[:12], background=True)
+    assert len(ticket.waiting) == 6
+
+
+def test_days_and_names_share_their_calls_and_no_stream_answers_them() -> None:
+    most = {(Kind.DAILY, "krx"): 1, (Kind.INFO, "krx"): 1}
+    desk = Desk(RULES, most, lambda _venue, symbol: price(symbol))
+    for kind in (Kind.DAILY, Kind.INFO):
+        ticket = desk.ask(kind, "krx", SYMBOLS[:2], 0.0)
+        assert len(ticket.waiting) == 2
+    assert [flight.kind for flight in desk.take(1.0)] == [Kind.DAILY, Kind.DAILY]
+    assert desk.take(2.0) == []
