@@ -1338,3 +1338,34 @@ def test_a_session_that_was_proved_is_no_loop_however_it_ends() -> None:
     before = barren_loops(c, now + 61)
     c.link_dead(now + 100)
     assert barren_loops(c, now + 100) == before
+
+
+def test_the_first_data_end_the_doubt_that_none_come() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(c.epoch, now)
+    c.acked(now)
+    c.settled(now)
+    due = c.next_deadline()
+    c.timer(due)
+    assert (c.state, c.reason) == (State.DEGRADED, Reason.NO_DATA)
+    c.data(due + 1)
+    assert c.status(due + 1)["state"] == State.STREAMING
+
+
+def test_losing_the_last_interest_outside_hours_closes() -> None:
+    c = connection()
+    now = streaming(c, 0.0) + 100
+    c.market(False, None, now)
+    assert of(Close, c.unwant(now, Reason.NO_INTEREST)) == [
+        Close(c.epoch, Reason.NO_INTEREST, abort=False)
+    ]
+
+
+def test_the_wait_after_in_use_goes_on_while_the_machine_sleeps() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    c.opened(c.epoch, now)
+    c.in_use(now)
+    c.suspended(30.0, now)
+    assert c.next_try == now + 30.0

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from kisfeed.core.noticelog import NoticeLog
 from kisfeed.kfp import codec
-from kisfeed.kfp.events import Notice
-from kisfeed.kfp.messages import Type
+from kisfeed.kfp.events import Notice, Trade
+from kisfeed.kfp.messages import Mode, Type
 from tests.engine_bench import NOTICE
-from tests.test_core_streams import MIDNIGHT, RTS, Hall, take
+from tests.test_core_streams import MIDNIGHT, RTS, Hall, take, trade
 
 if TYPE_CHECKING:
     from kisfeed.core.streams import Subscriber
@@ -79,3 +79,17 @@ def test_a_day_begins_at_midnight_in_seoul_to_the_nanosecond() -> None:
         log.tell(hall.stream, "fill", None, {}, rts, 0.0)
         kept.append(again(log, hall))
     assert kept == [[1], [1, 2], [3], [3, 4], [5]]
+
+
+def test_a_notice_comes_behind_the_rows_before_it_and_wakes_its_reader() -> None:
+    hall, log = Hall(NOTICE), NoticeLog()
+    subscriber = hall.join()
+    hall.touched.take()
+    log.tell(hall.stream, "fill", None, {}, RTS, 0.0)
+    assert hall.touched.take() == [subscriber]
+    rows = Hall(touched=hall.touched)
+    rows.stream.sid = 2
+    rows.stream.add(subscriber, Mode.ALL, 0.0)
+    rows.stream.row(trade(100), RTS, RTS, 0.0)
+    log.tell(hall.stream, "fill", None, {}, RTS, 0.0)
+    assert [type(event) for event in take(subscriber)] == [Notice, Trade, Notice]

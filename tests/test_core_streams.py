@@ -493,3 +493,11 @@ def test_the_account_does_not_measure_over_a_row_without_a_time() -> None:
         days.append(hall.stream._day)
     assert days[0] == days[2]
     assert days[1] is None
+
+
+def test_who_left_has_the_sid_open_no_more() -> None:
+    hall = Hall()
+    subscriber = hall.join()
+    hall.stream.remove(subscriber)
+    with pytest.raises(KeyError):
+        subscriber.outbox.tick(1, 1, None, 0.0)
