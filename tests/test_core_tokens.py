@@ -628,3 +628,21 @@ def test_a_status_tells_of_the_token_and_of_the_next_issue() -> None:
     under_test.refused(had(under_test, 500.0), 500.0, 500.0, 0.0, certain=True)
     assert under_test.status(500.0)["state"] == "refused"
     assert book().status(0.0)["state"] == "none"
+
+
+def test_what_was_on_disk_binds_the_next_issue() -> None:
+    waiting = TokenRecord(tries=(70.0,), failures=2, wait_s=200.0)
+    assert book(waiting, now=1_000.0).ready(1_000.0) == 1_200.0
+    assert book(TokenRecord(Secret("t"), 0.5), now=1_000.0).usable(1_000.0) is not None
+    other = TokenRecord(Secret("x"), 1_000.0, 500.0, "", (70.0,))
+    assert not book(waiting, now=1_000.0).adopt(other, 1_000.0), "it is the issue we know of"
+    later = TokenRecord(Secret("x"), 1_000.0, 500.0, "", (30.0,))
+    under_test = book(waiting, now=1_000.0)
+    assert under_test.adopt(later, 1_000.0)
+    assert had(under_test, 1_000.0).renew_at == 1_500.0
+
+
+def test_a_person_need_not_wait_for_what_failed_before() -> None:
+    under_test = book(TokenRecord(failures=2, wait_s=200.0))
+    under_test.renew()
+    assert under_test.ready(0.0) == 0.0
