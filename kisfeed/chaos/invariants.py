@@ -147,7 +147,9 @@ def _backoff(seen: Seen, _: Limits) -> Finding:
     lines = {line.wire.dial: line for line in seen.lines}
     for number, (one, two) in enumerate(itertools.pairwise(run.kis.attempts), 1):
         line = lines.get(number)
+        eased = any(one.began_at <= at <= two.began_at for at in forgiven)
         if one.how in {"dns", "no_route"}:
+            failures = 0 if eased else failures
             continue  # this machine's own trouble, with a count of its own
         ended_at = one.ended_at
         if line is not None:
@@ -156,7 +158,7 @@ def _backoff(seen: Seen, _: Limits) -> Finding:
             failures = 0 if alive else failures + 1
         else:
             failures += 1
-        if any(one.began_at <= at <= two.began_at for at in forgiven):
+        if eased:
             failures = 0
         if failures:
             gap = two.began_at - ended_at
