@@ -73,6 +73,7 @@ class Line:
 
     Attributes:
         reads: when the daemon's process got any byte.
+        flowed: when it got data, by registration.
         close_received, close_sent: when a close frame passed, infinite for never.
         messages: text frames sent by the daemon, and when.
     """
@@ -83,6 +84,7 @@ class Line:
     reads: list[float] = attrs.field(factory=list)
     answers: list[Answer] = attrs.field(factory=list)
     rows: list[Row] = attrs.field(factory=list)
+    flowed: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
     requests: list[Request] = attrs.field(factory=list)
     upgraded_at: float = math.inf
     close_received: float = math.inf
@@ -145,6 +147,9 @@ def _read_down(line: Line, rows: list[Row]) -> None:
 
 def _read_message(line: Line, rows: list[Row], at: float, text: str) -> None:
     if text.startswith("0|"):
+        parts = text.split("|", 3)
+        if len(parts) == 4:
+            line.flowed.setdefault((parts[1], parts[3].partition("^")[0]), []).append(at)
         for fields in _records(text):
             try:
                 qty, cum = int(fields[_QUANTITY]), int(fields[_VOLUME])
@@ -238,8 +243,8 @@ def _frame(buffer: bytearray) -> tuple[int, bytes, int] | None:
 
 
 def confirmed(line: Line, key: tuple[str, str], before: float) -> bool:
-    """Whether an ACK or a row of *key*, asked for before, had reached the daemon by then."""
+    """Whether an ACK or data of *key*, asked for before, had reached the daemon by then."""
     asked = min((r.at for r in line.requests if r.key == key and r.subscribe), default=math.inf)
     return any(
         a.key == key and a.code in _HELD and asked <= a.at <= before for a in line.answers
-    ) or any(row.symbol == key[1] and asked <= row.at <= before for row in line.rows)
+    ) or any(asked <= at <= before for at in line.flowed.get(key, ()))
