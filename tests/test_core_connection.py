@@ -1369,3 +1369,66 @@ def test_the_wait_after_in_use_goes_on_while_the_machine_sleeps() -> None:
     c.in_use(now)
     c.suspended(30.0, now)
     assert c.next_try == now + 30.0
+
+
+def test_a_key_that_came_forgets_how_often_it_did_not() -> None:
+    c = connection()
+    out, now, waits = c.want(0.0), 0.0, []
+    for _ in range(3):
+        assert of(FetchKey, out)
+        c.key_failed(now, refused=False)
+        assert c.next_try is not None
+        waits.append(c.next_try - now)
+        now = c.next_try
+        out = c.timer(now)
+    assert waits == sorted(set(waits))
+    c.key_ready(now)
+    c.opened(c.epoch, now)
+    c.lost(c.epoch, Reason.LOST, now)
+    now += RULES.approval_key_age_s
+    assert of(FetchKey, c.timer(now))
+    c.key_failed(now, refused=False)
+    assert c.next_try == now + waits[0]
+
+
+def test_a_network_that_was_well_starts_its_local_pauses_anew() -> None:
+    c = connection()
+    now = dialled(c, 0.0)
+    waits = []
+    for _ in range(3):
+        c.dial_failed(c.epoch, DialFailure.DNS, now)
+        assert c.next_try is not None
+        waits.append(c.next_try - now)
+        now = dialled(c, c.next_try)
+    assert waits == sorted(set(waits))
+    c.opened(c.epoch, now)
+    c.acked(now)
+    c.data(now)
+    c.lost(c.epoch, Reason.LOST, now + 61)
+    now = dialled(c, now + 61)
+    c.dial_failed(c.epoch, DialFailure.DNS, now)
+    assert c.next_try == now + waits[0]
+
+
+def test_how_long_kis_holds_a_session_is_learnt_up_to_five_minutes() -> None:
+    c = connection(Hygiene(open=True, proved=True))
+    now = dialled(c, 0.0)
+    for _ in range(4):  # 60 s, 5 min, 15 min: our own remains do not stand so long
+        c.opened(c.epoch, now)
+        c.in_use(now)
+        now = dialled(c, now)
+    c.opened(c.epoch, now)
+    record = c.acked(now)[-1].record  # type: ignore[union-attr]  # it saves
+    assert now > 300.0
+    assert record.hold_s == 300.0
+
+
+def test_what_goes_to_disk_says_how_long_ago_a_session_was_left_open() -> None:
+    c = connection()
+    now = streaming(c, 0.0) + 100
+    (saved,) = of(SaveHygiene, c.lost(c.epoch, Reason.RESET, now))[-1:]
+    assert saved.record.unclosed_s == 0.0
+    now = dialled(c, now)
+    out = c.opened(c.epoch, now) + c.lost(c.epoch, Reason.LOST, now + 5)
+    (saved,) = of(SaveHygiene, out)[-1:]
+    assert saved.record.unclosed_s == now + 5 - 100
