@@ -120,7 +120,7 @@ def main(shared: str, stamps: int) -> None:
         shared: path of the memory with the stamps.
         stamps: how many fit it.
     """
-    lib = wire.library()
+    lib = wire.load_generator()
     memory = wire.Shared(shared, stamps)
     rest, ws = listen(), listen()
     threading.Thread(target=serve_rest, args=(rest,), daemon=True).start()

@@ -87,7 +87,7 @@ class Sinks:
     """Everything that is connected."""
 
     def __init__(self, shared: str, stamps: int) -> None:
-        self.lib = wire.library()
+        self.lib = wire.load_generator()
         self.memory = wire.Shared(shared, stamps)
         self.size: int = self.lib.peer_bytes()
         self.socks: list[socket.socket] = []

@@ -630,7 +630,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="the tables as Markdown on stdout")
     parser.add_argument("--readme", action="store_true", help="renew README.md and bench/plots/")
     options = parser.parse_args()
-    wire.library()
+    wire.load_generator()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     bench = Bench(options.quick)
     sections = options.only or list(SECTIONS)

@@ -23,7 +23,7 @@ RING: Final = 2000  # frames before the values repeat
 _PAGE: Final = mmap.PAGESIZE
 
 
-def library() -> ctypes.CDLL:
+def load_generator() -> ctypes.CDLL:
     """The C helper, built from ``load.c`` when that is newer."""
     OUT.mkdir(exist_ok=True)
     source, built = HERE / "load.c", OUT / "libload.so"
