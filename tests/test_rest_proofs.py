@@ -20,6 +20,7 @@ from kisfeed import open_feed
 from kisfeed.config import Endpoints
 from kisfeed.errors import KisfeedError
 from kisfeed.kfp.events import Trade
+from kisfeed.ops.logs import QUIET
 from kisfeed.testing import Options, Rules, open_simulator
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ async def test_nor_in_what_httpx_and_others_log_for_a_program_that_logs_everythi
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On real sockets: in process httpx and its parts have nothing to say."""
-    caplog.set_level(logging.DEBUG)
+    for name in (None, *QUIET):  # the daemon quiets these: another test may have run one
+        caplog.set_level(logging.DEBUG, name)
     async with open_simulator(Options(rules=Rules(token_gap_s=0.0))) as sim:
         config = attrs.evolve(
             rest.config_for(tmp_path), endpoints=Endpoints(sim.rest_url, sim.ws_url)
