@@ -24,8 +24,8 @@ from trio.testing import MockClock
 
 from kisfeed import open_feed, seams
 from kisfeed.config import Config, Credentials, Endpoints, Environment, Orders, Secret, State
-from kisfeed.core.tokens import KST
 from kisfeed.errors import KisBusy, KisfeedError, NotSent
+from kisfeed.seoul import KST
 from kisfeed.testing import Fault, Happening, Kind, MemorySimulator, Options, open_memory_simulator
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ behind a Unix socket.
 
 from __future__ import annotations
 
-import datetime as dt
 import inspect
 import logging
 import math
@@ -55,6 +54,7 @@ from kisfeed.rest.tokens import Tokens
 from kisfeed.rest.transport import open_rest, post_notice
 from kisfeed.schemas import load
 from kisfeed.seams import Resolver, SystemClock, ThreadDisk, system_rng, ulid
+from kisfeed.seoul import date_of
 from kisfeed.trading_days import market_holidays
 from kisfeed.upstream import lease
 from kisfeed.upstream.actor import Upstream
@@ -79,7 +79,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("kisfeed")
 _NOT_EXTRA: Final = ("ts", "event")  # the log has its own
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 _DAY_S: Final = 86_400
 _A_SHARE: Final = "trade.krx.005930"
 _PATIENCE_S: Final = 10.0  # of a person who wants a fresh token
@@ -888,16 +887,12 @@ def _poll_plan(config: Config) -> PollPlan:
     return PollPlan(rules.poll_s, rules.poll_after_s, rules.poll_symbols)
 
 
-def _today(clock: Clock) -> dt.date:
-    return dt.datetime.fromtimestamp(clock.wall_ns() // 10**9, _KST).date()
-
-
 async def _calendar(config: Config, clock: Clock) -> Calendar:
     """The market hours in force; a simulator trades at any hour."""
     data = load("kis/sessions.json")
     if config.environment is Environment.SIM:
         return Calendar(always_open(data), {})
-    year = _today(clock).year
+    year = date_of(clock.wall_ns()).year
     # Slow to import and to fill; next year's first days are needed on this year's last.
     years = (year - 1, year, year + 1)
     holidays = await trio.to_thread.run_sync(market_holidays, years)  # sim-ok: once, at the start

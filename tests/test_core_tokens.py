@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from kisfeed.config import Secret
-from kisfeed.core.tokens import KST, Life, Token, TokenBook, TokenRecord, life, renew_at
+from kisfeed.core.tokens import Life, Token, TokenBook, TokenRecord, life, renew_at
 from kisfeed.limits import Window
+from kisfeed.seoul import KST
 
 MINUTE = Window(1, 60.0)
 NOON = dt.datetime(2026, 11, 20, 12, tzinfo=KST).timestamp()

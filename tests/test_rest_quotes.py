@@ -23,9 +23,10 @@ from kisfeed.config import (
     Subscriptions,
 )
 from kisfeed.errors import UsageError
-from kisfeed.kfp.events import KST, Event, Gap, Status, Trade
+from kisfeed.kfp.events import Event, Gap, Status, Trade
 from kisfeed.kfp.messages import Code, Data, Source, Stream
 from kisfeed.seams import DirectDisk, VirtualClock, seeded_rng
+from kisfeed.seoul import KST
 from kisfeed.simulator import quotes as endpoints
 from kisfeed.testing import (
     Fault,

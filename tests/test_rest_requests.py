@@ -15,7 +15,6 @@ from kisfeed import schemas
 from kisfeed.config import Environment, Rest
 from kisfeed.core import limiter
 from kisfeed.core.limiter import SLACK
-from kisfeed.core.tokens import KST
 from kisfeed.errors import (
     KisBusy,
     KisfeedError,
@@ -29,6 +28,7 @@ from kisfeed.errors import (
 )
 from kisfeed.kis.rest import Endpoints, Kind, Priority, RestCodes, has_more
 from kisfeed.rest.transport import _InProcess
+from kisfeed.seoul import KST
 from kisfeed.testing import Fault, Happening, Kind as Trouble, Options, Rules
 from tests.feeds import WALL, open_world
 

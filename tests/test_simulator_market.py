@@ -11,8 +11,8 @@ from kisfeed.config import Environment
 from kisfeed.kis import frames, server
 from kisfeed.kis.catalogue import Catalogue, RegKey
 from kisfeed.kis.rows import CUM_QTY, PX, QTY, RowMaker
+from kisfeed.seoul import KST
 from kisfeed.simulator.market import (
-    KST,
     OPEN_MARKET,
     Market,
     MarketClock,

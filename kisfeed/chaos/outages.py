@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kisfeed.chaos.storms import KST, topic
+from kisfeed.chaos.storms import topic
 from kisfeed.chaos.world import Spell, Weather, World
 from kisfeed.core.connection import State
 from kisfeed.core.subscriptions import SubSpec
 from kisfeed.seams import seeded_rng
+from kisfeed.seoul import KST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -49,6 +49,7 @@ from kisfeed.feed import Feed, _Door, open_feed
 from kisfeed.gateway.server import serve
 from kisfeed.kfp import events
 from kisfeed.seams import Seeded, VirtualClock, seeded_rng
+from kisfeed.seoul import KST
 from kisfeed.simulator import Fault, Kind, Options, Rules
 from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from kisfeed.simulator.brokerage import Brokerage
     from kisfeed.simulator.exchange import Exchange
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 OPEN: Final = dt.datetime(2026, 11, 18, 10, tzinfo=KST)
 HTS_ID: Final = "chaos"
 APPKEY: Final = "canary-appkey-5b1fd0c2"

@@ -34,6 +34,7 @@ from kisfeed.gateway.channel import EventChannel
 from kisfeed.kfp import events
 from kisfeed.kfp.messages import Code, Data
 from kisfeed.seams import DirectDisk, Disk, VirtualClock, seeded_rng
+from kisfeed.seoul import KST
 from kisfeed.testing import (
     Fault,
     Happening,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from kisfeed.kfp.events import Event
     from kisfeed.upstream.actor import Dialler
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 OPEN: Final = dt.datetime(2026, 11, 18, 10, tzinfo=KST)
 T: Final = "trade.krx.005930"
 KEY: Final = ("H0STCNT0", "005930")

@@ -14,8 +14,8 @@ from kisfeed.chaos.world import Spell, Weather, World
 from kisfeed.core.connection import State
 from kisfeed.core.subscriptions import SubSpec
 from kisfeed.seams import Seeded, seeded_rng
+from kisfeed.seoul import KST
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 _HOUR: Final = 3600.0
 # After the last spell every rule lets a session live again: a spent day takes a day.
 HEAL_S: Final = 26 * _HOUR

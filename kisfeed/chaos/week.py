@@ -34,6 +34,7 @@ from kisfeed.config import (
 )
 from kisfeed.kfp import events
 from kisfeed.seams import VirtualClock, seeded_rng
+from kisfeed.seoul import KST
 from kisfeed.testing import Fault, Kind, MemorySimulator, Options, open_memory_simulator
 from kisfeed.texts import Phrase
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from kisfeed.feed import Feed
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 MONDAY: Final = dt.datetime(2026, 11, 16, 7, 45, tzinfo=KST)
 WATCHED: Final = "trade.krx.005930"
 BOTH: Final = (WATCHED, "trade.nxt.005930")

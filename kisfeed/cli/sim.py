@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from kisfeed.simulator.options import Options
 
     F = TypeVar("F", bound=Callable[..., Any])
-
-_KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 
 
 def market_options(function: F) -> F:
@@ -67,10 +64,10 @@ def options_of(
     Raises:
         ConfigError: the scenario cannot be read.
     """
-    from kisfeed import seams, simulator
+    from kisfeed import seams, seoul, simulator
 
     faults = () if scenario is None else simulator.load_scenario(scenario)
-    now = dt.datetime.fromtimestamp(seams.SystemClock().wall_ns() // 10**9, _KST)
+    now = seoul.time_of(seams.SystemClock().wall_ns())
     return simulator.Options(
         seed=seed,
         rate_hz=rate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from kisfeed.ops.selftest import Finding
 
 _log: Final = logging.getLogger("kisfeed")
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 
 
 def check(config: Config) -> None:
@@ -32,7 +30,7 @@ def check(config: Config) -> None:
         ConfigError: a session with this configuration would come to nothing; names all of it.
     """
     master, unreadable = selftest.cached_master(_folders(config))
-    today = dt.datetime.fromtimestamp(SystemClock().wall_ns() // 10**9, _KST).date()
+    today = limits_watch.today(SystemClock())
     in_force = limits_watch.resolve(limits_file(config), config.environment, today)
     data = schemas.load("kis/realtime.json")
     found = selftest.examine(config, data, in_force.registrations, master)

@@ -17,6 +17,7 @@ import attrs
 from kisfeed.errors import BadFrame, Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.messages import PROTO, Code, Data, ErrorCode, Mode, Source, Stream, Type
+from kisfeed.seoul import day_number
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _ROWS: Final = frozenset({_TICK, _IMAGE})
 _NOTICE_SCHEMA: Final = "notice.v1"
 _TRADE_SCHEMA: Final = "trade.v1"
 _HOPELESS: Final = frozenset({ErrorCode.PROTO_MISMATCH, ErrorCode.UNAUTHORIZED})
-_NS_A_DAY: Final = 86_400 * 10**9
-_KST_NS: Final = 9 * 3_600 * 10**9
 
 
 class Phase(enum.Enum):
@@ -847,7 +846,7 @@ def _missed(wanted: _Wanted, event: events.Row) -> int | None:
 
 
 def _day(xts: int | None) -> int | None:
-    return None if xts is None else (xts + _KST_NS) // _NS_A_DAY
+    return None if xts is None else day_number(xts)
 
 
 def _whole(value: object) -> int:

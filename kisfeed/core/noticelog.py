@@ -8,6 +8,7 @@ import attrs
 
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.messages import Type
+from kisfeed.seoul import day_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from kisfeed.core.streams import Subscriber, TopicStream
 
 NOTICE: Final = "notice.v1"
-_KST_NS: Final = 9 * 3_600 * 10**9
-_DAY_NS: Final = 86_400 * 10**9
 
 
 @attrs.define(eq=False)
@@ -42,7 +41,7 @@ class NoticeLog:
         event = events.Notice(topic, self._nseq, xts, rts, kind, fields)
         named = {"topic": topic, **fields}
         frame = codec.frame(Type.NOTICE, self._nseq, xts, rts, kind, named)
-        day = (rts + _KST_NS) // _DAY_NS
+        day = day_number(rts)
         if day != self._day:
             self._day = day
             self._kept.clear()

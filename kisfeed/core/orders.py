@@ -19,6 +19,7 @@ from kisfeed.core.ordercheck import Ask, Checked, Situation, check, refusal
 from kisfeed.errors import OrderRefused
 from kisfeed.kfp.orders import DOUBTFUL, FINAL, Action, Evidence, Order, OrderState, Side
 from kisfeed.kis.orders import same_number
+from kisfeed.seoul import KST, date_of
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Key = tuple[str, str, str]
 """(client, day, id)."""
 
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 _EARLIER_NS: Final = 3 * 10**9  # how far KIS's clock may be behind ours
 _LATER_NS: Final = 60 * 10**9  # ORD_TMD this long after the last moment to send is still ours
 _POLLS_S: Final = (1.0, 2.0, 3.0)  # after an order came into doubt; the last one repeats
@@ -46,11 +46,6 @@ _WAITING: Final = frozenset({OrderState.QUEUED, OrderState.SENDING})
 def day_of(wall_ns: int) -> str:
     """The date in Seoul, YYYYMMDD."""
     return f"{date_of(wall_ns):%Y%m%d}"
-
-
-def date_of(wall_ns: int) -> dt.date:
-    """The date in Seoul."""
-    return dt.datetime.fromtimestamp(wall_ns // 10**9, _KST).date()
 
 
 @attrs.frozen
@@ -881,7 +876,7 @@ def _same(ask: Ask, order: Order) -> bool:
 def _moment(day: str, time: str) -> int | None:
     """HHMMSS in Seoul on *day* as nanoseconds since 1970 UTC; None where it is no time."""
     try:
-        moment = dt.datetime.strptime(day + time, "%Y%m%d%H%M%S").replace(tzinfo=_KST)
+        moment = dt.datetime.strptime(day + time, "%Y%m%d%H%M%S").replace(tzinfo=KST)
     except ValueError:
         return None
     return int(moment.timestamp()) * 10**9

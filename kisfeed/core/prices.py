@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 
 from kisfeed.core import quoting
 from kisfeed.core.pollplan import Want
 from kisfeed.kfp.messages import Code, Data, Stream
+from kisfeed.seoul import day_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from kisfeed.kfp.models import Price
     from kisfeed.kis.catalogue import RegKey
     from kisfeed.kis.sessions import Calendar
-
-_KST_NS: Final = 9 * 3_600 * 10**9
-_DAY_NS: Final = 86_400 * 10**9
 
 
 @attrs.define(eq=False)
@@ -89,7 +87,7 @@ class Prices:
         last = stream.last
         if last is None or stream.broken_at is not None:
             return None
-        if (last.rts + _KST_NS) // _DAY_NS != (wall_ns + _KST_NS) // _DAY_NS:
+        if day_number(last.rts) != day_number(wall_ns):
             return None
         return quoting.price_of_trade(last.row, venue, symbol, stream.scale, last.xts, last.rts)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kisfeed.kfp.models import REST, STREAM, Bar, DailyPrice, Price, SymbolInfo
 from kisfeed.kis import values
+from kisfeed.seoul import KST, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ MULTI_VENUES: Final = frozenset({"krx", "nxt"})
 DAYS: Final = 100
 """The most days that one call for daily prices answers with."""
 
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 _CALENDAR_DAYS: Final = 160  # hold 100 trading days, the longest holidays included
 _DOWN: Final = frozenset({"4", "5"})
 _FLAT: Final = "3"
@@ -231,7 +231,7 @@ def trade_of_price(price: Price) -> tuple[int | str | bool | None, ...]:
 
 def last_finished_day(wall_ns: int) -> dt.date:
     """The newest date in Seoul on which no Korean venue trades any more."""
-    moment = _in_seoul(wall_ns)
+    moment = time_of(wall_ns)
     return moment.date() if moment.time() >= _ALL_CLOSED else moment.date() - _A_DAY
 
 
@@ -241,19 +241,15 @@ def reference_until(wall_ns: int) -> int:
     Returns:
         Nanoseconds since 1970 UTC: the next midnight in Seoul, or the end of trading before it.
     """
-    moment = _in_seoul(wall_ns)
-    ends = dt.datetime.combine(moment.date(), _ALL_CLOSED, _KST)
+    moment = time_of(wall_ns)
+    ends = dt.datetime.combine(moment.date(), _ALL_CLOSED, KST)
     if moment >= ends:
-        ends = dt.datetime.combine(moment.date() + _A_DAY, dt.time(), _KST)
+        ends = dt.datetime.combine(moment.date() + _A_DAY, dt.time(), KST)
     return int(ends.timestamp()) * 10**9
 
 
 _ALL_CLOSED: Final = dt.time(20, 10)  # NXT, the last to close, ends at 20:00
 _A_DAY: Final = dt.timedelta(days=1)
-
-
-def _in_seoul(wall_ns: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(wall_ns // 10**9, _KST)
 
 
 def _price(
@@ -322,6 +318,6 @@ def _day(text: str | None) -> dt.date | None:
     if text is None or text == _NEVER:
         return None
     try:
-        return dt.datetime.strptime(text, "%Y%m%d").replace(tzinfo=_KST).date()
+        return dt.datetime.strptime(text, "%Y%m%d").replace(tzinfo=KST).date()
     except ValueError:
         return None

@@ -27,6 +27,7 @@ from kisfeed.kfp.messages import (
     Type,
 )
 from kisfeed.kis.rows import raw
+from kisfeed.seoul import day_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NS_A_DAY: Final = 86_400 * 10**9
-_KST_NS: Final = 9 * 3_600 * 10**9
 _TICK: Final = int(Type.TICK)
 _POLL_ROOM: Final = 32_768  # a subscriber behind by more gets the next polled image, not this one
 
@@ -313,7 +312,7 @@ class TopicStream:
         if self.trades:
             if xts is not self._xts:  # the rows of one second share it
                 self._xts = xts
-                self._day = None if xts is None else (xts + _KST_NS) // _NS_A_DAY
+                self._day = None if xts is None else day_number(xts)
             gap, correction = self.volume.trade(
                 row[1], row[2], self._day, broken=self.broken_at is not None
             )

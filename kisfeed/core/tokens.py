@@ -17,12 +17,12 @@ from kisfeed.config import Secret
 from kisfeed.core.breaker import exact_fields, natural, seconds_of, text
 from kisfeed.core.pacing import SlidingWindows
 from kisfeed.limits import Window
+from kisfeed.seoul import KST
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KST: Final = dt.timezone(dt.timedelta(hours=9))
 
 _LIFE_S: Final = 86_400.0  # KIS: a token is valid for 24 hours
 _CLOCK_OFF_S: Final = 300.0  # a life longer than that by more than this: our clock is wrong

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import attrs
 
 from kisfeed.kfp.messages import FLAG_AFTER_GAP, FLAG_CORRECTION, Source, Type
+from kisfeed.seoul import KST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 

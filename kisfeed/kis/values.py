@@ -10,6 +10,8 @@ import datetime as dt
 import struct
 from typing import TYPE_CHECKING, Final
 
+from kisfeed.seoul import DAY_NS, KST_NS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -20,9 +22,7 @@ MAX_DIGITS: Final = 18
 """So many digits always fit 64 bits."""
 
 _LIMIT: Final = (1 << 63) - 1
-_KST_NS: Final = 9 * 3600 * 1_000_000_000
 _SECOND_NS: Final = 1_000_000_000
-_DAY_NS: Final = 86_400 * _SECOND_NS
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _MAX_SEEN: Final = 8192
 _MAX_SEEN_BYTES: Final = 20
@@ -185,7 +185,7 @@ def stamp_ns(date: bytes, time: bytes) -> int | None:
         day = dt.date(int(date[:4]), int(date[4:6]), int(date[6:])).toordinal() - _EPOCH
     except ValueError:
         return None
-    moment = day * _DAY_NS + (hours * 3600 + minutes * 60 + seconds) * _SECOND_NS - _KST_NS
+    moment = day * DAY_NS + (hours * 3600 + minutes * 60 + seconds) * _SECOND_NS - KST_NS
     return moment if 0 <= moment <= _LIMIT else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import logging
 import re
@@ -14,9 +13,11 @@ import trio
 
 from kisfeed import limits, schemas
 from kisfeed.errors import ConfigError
+from kisfeed.seoul import date_of
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -29,13 +30,12 @@ _log = logging.getLogger(__name__)
 
 USER_FILE: Final = "limits.kis.json"
 LOOK_S: Final = 5.0
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 _LARGEST: Final = 1 << 20
 
 
 def today(clock: Clock) -> dt.date:
     """The date in Seoul."""
-    return dt.datetime.fromtimestamp(clock.wall_ns() // 10**9, _KST).date()
+    return date_of(clock.wall_ns())
 
 
 def problems(user: object) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import trio
 
 from kisfeed.core.engine import Instant
 from kisfeed.core.ordercheck import SYMBOL, Ask, Situation, refusal
-from kisfeed.core.orders import Hint, date_of, day_of, journaled
+from kisfeed.core.orders import Hint, day_of, journaled
 from kisfeed.core.told import Ledger
 from kisfeed.errors import (
     KisError,
@@ -30,6 +30,7 @@ from kisfeed.errors import (
 from kisfeed.kfp.orders import DOUBTFUL, Action, Order, OrderState
 from kisfeed.kis import orders as wire
 from kisfeed.kis.rest import Priority
+from kisfeed.seoul import date_of
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:

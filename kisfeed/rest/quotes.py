@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,6 +19,7 @@ from kisfeed.errors import (
 )
 from kisfeed.kfp.models import Answers, DailyPrice, Price, SymbolInfo
 from kisfeed.kis.rest import Priority
+from kisfeed.seoul import date_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -44,7 +44,6 @@ _HOW: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.INFO: {"fresh": bool},
 }
 _NOTHING_FOUND: Final = frozenset({"KIOK0560", "APBK0656"})
-_KST: Final = dt.timezone(dt.timedelta(hours=9))
 _CALL: Final[Mapping[Kind, str]] = {
     Kind.PRICE: "inquire_price",
     Kind.DAILY: "inquire_daily_itemchartprice",
@@ -315,7 +314,7 @@ class Quotes:
         return {} if found is None else {symbol: found}, self._reference_s(asked)
 
     async def _call_days(self, flight: Flight) -> Answer:
-        today = dt.datetime.fromtimestamp(self._clock.wall_ns() // 10**9, _KST).date()
+        today = date_of(self._clock.wall_ns())
         query = quoting.daily_values(flight.venue, flight.symbols[0], today)
         return await self._call(flight, _CALL[Kind.DAILY], query)
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kisfeed import seams
+from kisfeed.seoul import KST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kisfeed.kis.catalogue import Layout, RegKey, Tr
 
-KST: Final = dt.timezone(dt.timedelta(hours=9), "KST")
 OPEN_MARKET: Final = dt.datetime(2026, 11, 18, 10, 0, 0, tzinfo=KST)  # a Wednesday
 
 BASE_PRICES: Final[Mapping[str, int]] = {
