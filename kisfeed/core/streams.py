@@ -27,7 +27,7 @@ from kisfeed.kfp.messages import (
     Type,
 )
 from kisfeed.kis.rows import raw
-from kisfeed.seoul import day_number
+from kisfeed.seoul import DAY_NS, KST_NS, day_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -266,13 +266,14 @@ class TopicStream:
     _byte_audience: _Audience[bytes] = attrs.field(init=False)
     _event_audience: _Audience[events.Event] = attrs.field(init=False)
     _frame: Callable[..., bytes] = attrs.field(init=False)
-    _xts: int | None = None
-    _day: int | None = None
+    _made: Callable[[list[Any]], events.Event] = attrs.field(init=False)
+    _day: int | None = None  # its midnight in Seoul
 
     def __attrs_post_init__(self) -> None:
         self.trades = self.schema == "trade.v1"
         self.typed = not self.schema.startswith("raw.")
         self._frame = codec.tick_frame if self.typed else _raw_frame
+        self._made = events.row_maker(self.schema, self.topic.name, self.scale)
         self._byte_audience = self.touched.frames.nobody()
         self._event_audience = self.touched.events.nobody()
 
@@ -310,11 +311,13 @@ class TopicStream:
         """
         gap: Missed | None = None
         if self.trades:
-            if xts is not self._xts:  # the rows of one second share it
-                self._xts = xts
-                self._day = None if xts is None else day_number(xts)
+            day = self._day
+            if xts is None:
+                day = self._day = None
+            elif day is None or not 0 <= xts - day < DAY_NS:
+                day = self._day = day_number(xts) * DAY_NS - KST_NS
             gap, correction = self.volume.trade(
-                row[1], row[2], self._day, broken=self.broken_at is not None
+                row[1], row[2], day, broken=self.broken_at is not None
             )
             if correction:
                 flags |= FLAG_CORRECTION
@@ -337,9 +340,8 @@ class TopicStream:
         return gap
 
     def _event(self, kind: int, value: LastValue) -> events.Event:
-        if not self.typed:
-            value = value._replace(row=raw(value.row))
-        return events.row_event(self.schema, self.topic.name, self.scale, kind, self.sid, *value)
+        *head, row = value
+        return self._made([kind, self.sid, *head, *(row if self.typed else raw(row))])
 
     def _tell_gap(self, gap: Missed, rts: int, now: float) -> None:
         before = self.last.rts if self.last is not None else self.broken_at or rts
