@@ -19,7 +19,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from bench import pieces, relays, wire
+from bench import clients, pieces, relays, wire
 from kisfeed.core.connection import Reason
 from kisfeed.core.engine import Instant
 from kisfeed.upstream.frametap import FrameTap
@@ -96,6 +96,20 @@ def calls_of_a_state(subscribers: int) -> float:
     core = pieces.Core(1, subscribers)
     at = Instant(core.now, 0)
     return calls(lambda: core.engine.lost(1, Reason.RESET, at)) / subscribers
+
+
+def calls_at_a_client(topics: tuple[str, ...]) -> float:
+    """Calls from the bytes of a read of 100 ticks to a client's events."""
+    frames = clients.stream(topics)
+    reads = [b"".join(frames[at : at + 100]) for at in range(0, len(frames), 100)]
+    core = clients.connected(topics)
+
+    def work() -> None:
+        for read in reads:
+            core.received(read, 0.0)
+            core.events.clear()
+
+    return calls(work) / len(frames)
 
 
 def bytes_of_waiting() -> float:
@@ -207,6 +221,8 @@ CHECKS: Final = (
     Check("calls of another subscriber, reads of 1", 10, partial(calls_of_another, 1)),
     Check("calls of a topic joined, behind 200 subscribers", 62, partial(calls_of_a_join, 200)),
     Check("calls of a change of state, for each of 200", 16, partial(calls_of_a_state, 200)),
+    Check("calls a tick at a client", 10, partial(calls_at_a_client, clients.TYPED)),
+    Check("calls a raw tick at a client", 10, partial(calls_at_a_client, clients.RAW)),
     Check("bytes of a waiting frame in another outbox", 12, bytes_of_waiting),
     Check("scheduler passes a read of 100 frames", 1.2, steps_a_read),
     Check("CPU of a trade, as a share of JSON alone", 0.8, against_json),

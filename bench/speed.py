@@ -34,7 +34,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bench import ends, pieces, wire
+from bench import clients, ends, pieces, wire
 from bench.ends import PEERS, RAW, TYPED, Load
 
 if TYPE_CHECKING:
@@ -227,7 +227,24 @@ def decode(bench: Bench) -> None:
     )
 
 
-def cost(measured: Callable[..., float], *arguments: int, **named: int) -> Case:
+def client(bench: Bench) -> None:
+    """What a tick costs the program that asked for it."""
+    cases = {
+        "without I/O": cost(clients.without_io, clients.TYPED),
+        "the same, one tick a read": cost(clients.without_io, clients.TYPED, ticks_a_read=1),
+        "every attribute set at once, nothing accounted": cost(clients.set_at_once),
+        "msgpack.unpackb alone": cost(clients.unpacked, clients.TYPED),
+    }
+    cases |= {name: cost(clients.through_socket, name) for name in clients.CLIENTS}
+    bench.table("client, CPU of a tick", cases)
+    raw = {
+        "without I/O": cost(clients.without_io, clients.RAW),
+        "msgpack.unpackb alone": cost(clients.unpacked, clients.RAW),
+    }
+    bench.table("client, CPU of a raw tick", raw)
+
+
+def cost(measured: Callable[..., float], *arguments: Any, **named: int) -> Case:
     """A case of one figure."""
     return lambda: {"us": measured(*arguments, **named)}
 
@@ -337,6 +354,7 @@ SECTIONS: Final[Mapping[str, Callable[[Bench], None]]] = {
     "receive": receive,
     "decode": decode,
     "growth": growth,
+    "client": client,
     "saturated": saturated,
     "fanout": fan_out,
     "paced": paced,

@@ -131,6 +131,18 @@ def test_bytes_that_look_like_a_timestamp_are_not_one() -> None:
     assert codec.Decoder().feed(stream) == [[5, 1, b"\xd6\xff\xd7\xff\xc7\x0c\xff"]]
 
 
+_TELLING = st.lists(st.sampled_from([b"\xd6", b"\xd7", b"\xc7\x0c", b"\xff", b"\xff" * 40, b"a"]))
+
+
+@given(st.lists(_TELLING.map(b"".join), max_size=6), st.integers(0, 6))
+def test_a_timestamp_is_found_among_bytes_that_look_like_one(texts: list[bytes], at: int) -> None:
+    message: list[Any] = [int(Type.TICK), *texts]
+    assert codec.Decoder().feed(_framed(msgpack.packb(message))) == [message]
+    message.insert(at + 1, msgpack.Timestamp(1, 0))
+    with pytest.raises(BadFrame):
+        codec.Decoder().feed(_framed(msgpack.packb(message)))
+
+
 def _count(value: object) -> int:
     if isinstance(value, dict):
         return 1 + sum(_count(key) + _count(item) for key, item in value.items())

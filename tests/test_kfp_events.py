@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import datetime as dt
+import inspect
 import json
+import pickle
 from decimal import Decimal
 from typing import Any
 
@@ -119,3 +122,97 @@ def test_every_event_is_one_json_object_that_names_its_type() -> None:
 
 def test_a_notice_keeps_the_account_out_of_its_repr() -> None:
     assert "12345678" not in repr(events.Notice("n", 1, None, 2, "fill", {"account": "12345678"}))
+
+
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.lists(st.integers())
+)
+_HEADS = st.tuples(*[st.integers(0, 2**60)] * 3, st.none() | st.integers(0, 2**60), st.integers(0))
+_ROWS_AND_RAW = {**events.ROWS, "raw.X": events.Raw}
+_AT_ONCE = {
+    schema: attrs.make_class(cls.__name__, list(attrs.fields_dict(cls)), frozen=True, slots=True)
+    for schema, cls in _ROWS_AND_RAW.items()
+}
+_SIDES = {"asks", "ask_qtys", "bids", "bid_qtys"}
+
+
+def _set_at_once(schema: str, topic: str, scale: int, message: list[Any], names: Any) -> Any:
+    """The same row as an ordinary object, all of whose attributes were set when it was made."""
+    kind, *head = message[:6]
+    common = (topic, scale, kind == Type.IMAGE, *head)
+    if schema not in events.ROWS:
+        return _AT_ONCE[schema](*common, schema, names, tuple(message[6:]))
+    own = list(attrs.fields_dict(_AT_ONCE[schema]))[8:]
+    values = dict(zip(own, message[6:] + [None] * len(own), strict=False))
+    for side in _SIDES & values.keys():
+        values[side] = tuple(values[side]) if isinstance(values[side], list) else ()
+    return _AT_ONCE[schema](*common, *values.values())
+
+
+@given(
+    st.sampled_from(sorted(_ROWS_AND_RAW)),
+    st.integers(0, 6),
+    st.sampled_from([Type.TICK, Type.IMAGE]),
+    _HEADS,
+    st.lists(_VALUES, max_size=20),
+)
+def test_a_row_that_is_read_when_asked_for_is_the_row_that_was_set_at_once(
+    schema: str, scale: int, kind: Type, head: tuple[Any, ...], row: list[Any]
+) -> None:
+    message = [int(kind), *head, *row]
+    plain = _set_at_once(schema, "a topic", scale, list(message), ("A", "B"))
+    made = events.row_maker(schema, "a topic", scale, ("A", "B"))
+    read, again = made(list(message)), made(list(message))
+    names = list(attrs.fields_dict(type(read)))
+
+    assert type(read) is _ROWS_AND_RAW[schema]
+    assert names == list(attrs.fields_dict(type(plain)))
+    assert [getattr(read, n) for n in names] == [getattr(plain, n) for n in names]
+    assert repr(again) == repr(plain)
+    assert read.to_map() == {"type": read.type, **attrs.asdict(plain, recurse=False)}
+    assert type(read).__match_args__ == type(plain).__match_args__
+
+    same = type(read)(*attrs.astuple(plain, recurse=False))
+    named = type(read)(**attrs.asdict(plain, recurse=False))
+    copies = [copy.copy(read), copy.deepcopy(read), pickle.loads(pickle.dumps(read))]
+    assert all(other == read for other in [again, same, named, attrs.evolve(read), *copies])
+    other = attrs.evolve(read, sseq=read.sseq + 1)
+    assert other != read
+    assert attrs.evolve(other, sseq=read.sseq) == read
+    try:
+        hash(plain)
+    except TypeError:
+        with pytest.raises(TypeError):
+            hash(read)
+    else:
+        assert {read, again, same} == {read}
+    for name in [*names, "another"]:
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(read, name, 1)
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            delattr(read, name)
+    assert not hasattr(read, "__dict__")
+
+
+@pytest.mark.parametrize("schema", sorted(_ROWS_AND_RAW))
+def test_a_row_is_made_of_its_attributes_and_nothing_else(schema: str) -> None:
+    cls, plain = _ROWS_AND_RAW[schema], _AT_ONCE[schema]
+    shown = inspect.signature(cls).parameters
+    assert list(shown) == list(inspect.signature(plain).parameters)
+    values = dict.fromkeys(shown, 1)
+    for wrong in ({**values, "another": 1}, dict(list(values.items())[1:])):
+        with pytest.raises(TypeError):
+            cls(**wrong)
+
+
+@given(st.lists(_VALUES, max_size=20))
+def test_rows_of_different_topics_kinds_and_classes_are_different(row: list[Any]) -> None:
+    message = [Type.TICK, 1, 2, 0, None, 3, *row]
+    one = events.row_maker("trade.v1", "a", 0)(list(message))
+    others = [
+        events.row_maker("trade.v1", "b", 0)(list(message)),
+        events.row_maker("trade.v1", "a", 1)(list(message)),
+        events.row_maker("trade.v1", "a", 0)([Type.IMAGE, *message[1:]]),
+        events.row_maker("expected.v1", "a", 0)(list(message)),
+    ]
+    assert one not in others

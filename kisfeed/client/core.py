@@ -177,6 +177,7 @@ class _Wanted:
     """One desired topic, over all connections.
 
     Attributes:
+        made: makes the events of its rows; set with ``sid``.
         last_sseq: the newest row this client knows of, from its baseline on.
         last_rts, last_xts, last_cum: of the last row received.
         cut_sseq: the last sseq before a connection was lost, until the first row after it.
@@ -187,7 +188,7 @@ class _Wanted:
     sid: int | None = None
     schema: str = ""
     scale: int = 0
-    names: tuple[str, ...] = ()
+    made: Callable[[list[Any]], events.Row] = attrs.field(init=False)
     stream: int = Stream.RECOVERING
     data: int = Data.NONE
     code: str = Code.PENDING
@@ -326,8 +327,8 @@ class ClientCore:
                 kind = message[0]
                 if kind in _ROWS:
                     self._on_row(message)
-                else:
-                    self._on_message(kind, message, now)
+                    continue
+                self._on_message(kind, message, now)
                 if self.phase not in _LINKED:
                     return
             self._send_questions(now)
@@ -533,9 +534,10 @@ class ClientCore:
             )
 
     def _on_row(self, message: list[Any]) -> None:
-        if len(message) < 6:
-            raise BadFrame("a row of fewer than six elements")
-        kind, sid, sseq, flags, xts, rts = message[:6]
+        try:
+            kind, sid, sseq, flags, xts, rts = message[:6]
+        except ValueError:
+            raise BadFrame("a row of fewer than six elements") from None
         if not (
             type(sid) is int
             and type(sseq) is int
@@ -549,14 +551,12 @@ class ClientCore:
         wanted = self._by_sid.get(sid)
         if wanted is None:
             return
-        event = events.row_event(
-            wanted.schema, wanted.spec.topic, wanted.scale, kind, sid, sseq, flags, xts, rts,
-            message[6:], wanted.names,
-        )  # fmt: skip
+        event = wanted.made(message)
+        if rts > self._heard_ts:  # noqa: PLR1730  # max is a call a tick
+            self._heard_ts = rts
         if kind == _IMAGE and event.source is Source.POLL:
             # A price that was asked for, no row of the stream: the account goes on from the last
             # row, so that the Gap before the next one holds all that was traded in between.
-            self._heard_ts = max(self._heard_ts, rts)
             self.events.append(event)
             return
         if wanted.cut_sseq is not None:
@@ -565,23 +565,16 @@ class ClientCore:
             wanted.conflated += sseq - wanted.last_sseq - 1
             wanted.last_sseq = sseq
         wanted.last_rts, wanted.last_xts = rts, xts
-        if type(event) is events.Trade and event.cum_qty is not None:
-            wanted.last_cum = event.cum_qty
-        self._heard_ts = max(self._heard_ts, rts)
+        if type(event) is events.Trade and (cum_qty := event.cum_qty) is not None:
+            wanted.last_cum = cum_qty
         self.events.append(event)
 
     def _answer_get(self, message: list[Any]) -> bool:
         for number, request in self._requests.items():
             if request.sid == message[1]:
-                schema, scale, names = request.result
                 del self._requests[number]
-                kind, sid, sseq, flags, xts, rts, *row = message
-                request.finish(
-                    events.row_event(
-                        schema, request.topics[0], scale, kind, sid, sseq, flags, xts, rts,
-                        row, names,
-                    )
-                )  # fmt: skip
+                made = request.result
+                request.finish(made(message))
                 return True
         return False
 
@@ -708,6 +701,9 @@ class ClientCore:
         else:
             request.finish(body)
 
+    def _maker(self, topic: str, schema: str, scale: int) -> Callable[[list[Any]], events.Row]:
+        return events.row_maker(schema, topic, scale, self._schemas.get(schema, ()))
+
     def _learn_schemas(self, body: dict[str, Any]) -> None:
         schemas = body.get("schemas")
         if isinstance(schemas, dict):
@@ -721,8 +717,7 @@ class ClientCore:
             request.finish(None)
             return
         request.sid = item["sid"]
-        names = self._schemas.get(item["schema"], ())
-        request.result = (item["schema"], item["scale"], names)
+        request.result = self._maker(request.topics[0], item["schema"], item["scale"])
         self._requests[number] = request
 
     def _on_subscribed(self, request: Request, body: dict[str, Any]) -> None:
@@ -742,7 +737,7 @@ class ClientCore:
                 wanted.sid = sid
                 wanted.schema = item["schema"]
                 wanted.scale = item["scale"]
-                wanted.names = self._schemas.get(wanted.schema, ())
+                wanted.made = self._maker(topic, wanted.schema, wanted.scale)
                 wanted.last_sseq = item["sseq"]
             since = item["since_ts"] or self._heard_ts
             self.events.append(

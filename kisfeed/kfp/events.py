@@ -7,6 +7,7 @@ Every time that ends in ``ts`` is nanoseconds since 1970 UTC. A price is an inte
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -16,7 +17,9 @@ from kisfeed.kfp.messages import FLAG_AFTER_GAP, FLAG_CORRECTION, Source, Type
 from kisfeed.seoul import KST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from attrs import frozen as _row
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -38,7 +41,65 @@ class Event:
         }
 
 
-@attrs.frozen
+_OF_TOPIC: Final = ("topic", "scale", "image", "schema", "names")  # many rows share them
+_SIDES: Final = frozenset({"asks", "ask_qtys", "bids", "bid_qtys"})
+
+
+def _lookup(name: str, at: int) -> property:
+    """The attribute *name*; its value stands at *at* of the row's message or is its topic's."""
+    if name in _OF_TOPIC:
+        of_topic = _OF_TOPIC.index(name)
+        return property(lambda row: row._message[0][of_topic])  # noqa: SLF001  # a row's method
+    if name not in _SIDES:
+        return property(lambda row: row._message[at])  # noqa: SLF001
+
+    def side(row: Any) -> Any:
+        message = row._message  # noqa: SLF001
+        levels = message[at]
+        if type(levels) is not tuple:
+            levels = message[at] = tuple(levels) if type(levels) is list else ()
+        return levels
+
+    return property(side)
+
+
+def _initializer(fields: Sequence[attrs.Attribute[Any]]) -> Callable[..., None]:
+    """``__init__`` of a row with these attributes."""
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    given = [inspect.Parameter(f.name, either, annotation=f.type) for f in fields]
+    signature = inspect.Signature(
+        [inspect.Parameter("self", either), *given], return_annotation=None
+    )
+
+    def init(*values: Any, **named: Any) -> None:
+        row, *found = signature.bind(*values, **named).arguments.items()
+        of_topic = tuple([value for name, value in found if name in _OF_TOPIC])
+        _set_message(row[1], [of_topic, *(v for name, v in found if name not in _OF_TOPIC)])
+
+    init.__signature__ = signature  # type: ignore[attr-defined]  # what inspect looks for
+    return init
+
+
+if not TYPE_CHECKING:
+
+    def _row(cls: type[Any]) -> type[Any]:
+        """``attrs.frozen`` for rows: nothing is set, every attribute is looked up when asked for.
+
+        A row is the message that it came as, with what its topic has for all of them in place of
+        the message type. Of most rows a program reads few values.
+        """
+        made = attrs.frozen(cls, slots=False, init=False)  # the slots are in the class's body
+        fields = attrs.fields(made)
+        at = 0
+        for field in fields:
+            at += field.name not in _OF_TOPIC
+            if not field.inherited:
+                setattr(made, field.name, _lookup(field.name, at))
+        made.__init__ = _initializer(fields)
+        return made
+
+
+@_row
 class Row(Event):
     """What all rows of market data have in common.
 
@@ -52,6 +113,8 @@ class Row(Event):
         xts: the exchange's time, in the resolution that KIS gives (1 s).
         rts: when this machine received it.
     """
+
+    __slots__ = ("_message",)
 
     topic: str
     scale: int
@@ -91,11 +154,19 @@ class Row(Event):
         """One of this row's integer prices as its exact value."""
         return None if price is None else Decimal(price).scaleb(-self.scale)
 
+    def __reduce__(self) -> tuple[type[Row], tuple[Any, ...]]:
+        cls = self.__class__
+        return cls, tuple([getattr(self, field.name) for field in attrs.fields(cls)])
 
-@attrs.frozen
+
+_set_message: Final = vars(Row)["_message"].__set__  # past what keeps it frozen
+
+
+@_row
 class Trade(Row):
     """One trade (schema ``trade.v1``)."""
 
+    __slots__ = ()
     type = "trade"
 
     px: int | None
@@ -115,10 +186,11 @@ class Trade(Row):
     vi_ref_px: int | None
 
 
-@attrs.frozen
+@_row
 class Book(Row):
     """An order book, best price first (schema ``book.v1``)."""
 
+    __slots__ = ()
     type = "book"
 
     time_class: str | None
@@ -132,10 +204,11 @@ class Book(Row):
     expected_qty: int | None
 
 
-@attrs.frozen
+@_row
 class Expected(Row):
     """An expected execution of a call auction (schema ``expected.v1``)."""
 
+    __slots__ = ()
     type = "expected"
 
     px: int | None
@@ -152,10 +225,11 @@ class Expected(Row):
     operation: str | None
 
 
-@attrs.frozen
+@_row
 class MarketStatus(Row):
     """The market operation state of one symbol (schema ``status.v1``)."""
 
+    __slots__ = ()
     type = "market_status"
 
     halted: bool | None
@@ -170,7 +244,7 @@ class MarketStatus(Row):
     venue: str | None
 
 
-@attrs.frozen
+@_row
 class Raw(Row):
     """A row without a class of its own: KIS's untouched fields, or a schema not known here.
 
@@ -180,6 +254,7 @@ class Raw(Row):
         fields: their values; text as KIS sent it for a ``raw.`` schema.
     """
 
+    __slots__ = ()
     type = "raw"
 
     schema: str
@@ -349,9 +424,56 @@ ROWS: Final[Mapping[str, type[Row]]] = {
 }
 """The class of each typed row schema; its own attributes are the schema's fields, in order."""
 
+_HEAD: Final = 6  # elements of a TICK before the row
 _OWN: Final = len(attrs.fields(Row))
-_WIDTHS: Final = {schema: len(attrs.fields(row)) - _OWN for schema, row in ROWS.items()}
+_LENGTHS: Final = {s: _HEAD + len(attrs.fields(row)) - _OWN for s, row in ROWS.items()}
 _IMAGE: Final = int(Type.IMAGE)
+_new: Final = object.__new__
+
+
+def row_maker(
+    schema: str, topic: str, scale: int, names: tuple[str, ...] = ()
+) -> Callable[[list[Any]], Row]:
+    """Makes the events of one topic's TICK and IMAGE messages.
+
+    Elements beyond the schema's known fields are ignored; missing ones (an older daemon) are
+    None. A schema that has no class becomes :class:`Raw`.
+
+    Args:
+        schema: the topic's row schema.
+        topic: its name.
+        scale: of its prices.
+        names: the schema's field names, for :class:`Raw`.
+
+    Returns:
+        A function of a message of at least six elements, which it takes for its own.
+    """
+    cls = ROWS.get(schema)
+    if cls is None:
+        return _raw_maker((topic, scale, False, schema, names), (topic, scale, True, schema, names))
+    length = _LENGTHS[schema]
+    of_tick, of_image = (topic, scale, False), (topic, scale, True)
+
+    def make(message: list[Any]) -> Row:
+        if len(message) != length:
+            message[length:] = [None] * (length - len(message))
+        message[0] = of_image if message[0] == _IMAGE else of_tick
+        event = _new(cls)
+        _set_message(event, message)
+        return event
+
+    return make
+
+
+def _raw_maker(of_tick: tuple[Any, ...], of_image: tuple[Any, ...]) -> Callable[[list[Any]], Row]:
+    def make(message: list[Any]) -> Row:
+        message[_HEAD:] = (tuple(message[_HEAD:]),)
+        message[0] = of_image if message[0] == _IMAGE else of_tick
+        event = _new(Raw)
+        _set_message(event, message)
+        return event
+
+    return make
 
 
 def row_event(
@@ -367,25 +489,6 @@ def row_event(
     row: Sequence[Any],
     names: tuple[str, ...] = (),
 ) -> Row:
-    """The event of one TICK or IMAGE.
-
-    Elements beyond the schema's known fields are ignored; missing ones (an older daemon) are
-    None. A schema that has no class becomes :class:`Raw`.
-
-    *kind* is the message type (TICK or IMAGE), *row* holds the values in the schema's order,
-    *names* are the schema's field names, for :class:`Raw`; the rest is described at :class:`Row`.
-    """
-    image = kind == _IMAGE
-    width = _WIDTHS.get(schema)
-    if width is None:
-        return Raw(topic, scale, image, sid, sseq, flags, xts, rts, schema, names, tuple(row))
-    if len(row) != width:
-        row = (*row[:width], *(None,) * (width - len(row)))
-    if schema == "book.v1":
-        time_class, asks, ask_qtys, bids, bid_qtys, *rest = row
-        levels = (
-            tuple(side) if isinstance(side, (list, tuple)) else ()
-            for side in (asks, ask_qtys, bids, bid_qtys)
-        )
-        row = (time_class, *levels, *rest)
-    return ROWS[schema](topic, scale, image, sid, sseq, flags, xts, rts, *row)
+    """One event as :func:`row_maker` makes them, of a message in parts."""
+    made = row_maker(schema, topic, scale, names)
+    return made([kind, sid, sseq, flags, xts, rts, *row])
