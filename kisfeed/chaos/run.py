@@ -75,7 +75,8 @@ WELL_S: Final = 7200.0
 SETTLE_S: Final = 2000.0
 _FOLDER: Final = "kisfeed-chaos-"
 _QUIET_S: Final = 8.0
-_DOUBT_S: Final = 2 * Orders().human_after_s
+# The list that ends a doubt is read with a token, which may be tried for a quarter hour later.
+_DOUBT_S: Final = 2 * Orders().human_after_s + 1000.0
 _STEP_S: Final = 0.5
 _STORE_S: Final = 0.003
 _EXIT_S: Final = 30.0
@@ -685,7 +686,7 @@ def _config(case: Case, folder: str) -> Config:
         endpoints=Endpoints("http://127.0.0.1:1", "ws://127.0.0.1:1"),
         state=StateFolder(folder),
         subscriptions=Subscriptions((topic(0),) if setup.pinned else ()),
-        quotes=Quotes(poll_s=3.0),
+        quotes=Quotes(poll_s=6.0),
         orders=Orders(enabled=setup.orders),
         session=rules if setup.scale == 1 else rules.scaled(setup.scale),
     )
@@ -700,7 +701,8 @@ def _options(setup: Setup, seed: int) -> Options:
         )
     return Options(
         seed=seed,
-        rate_hz=setup.rate_hz / max(1, min(setup.topics, setup.cap)),
+        rate_hz=setup.rate_hz,
+        shared=True,
         records=(1, 3),
         pingpong_s=14.0 / scale,
         notice_s=15.0,
@@ -856,7 +858,7 @@ async def _wind_down(world: _World) -> Ending:
     if well < math.inf:
         settled = well + await world.until(world.settled, SETTLE_S / scale)
     # Until every topic has a row after the last hole.
-    gap = max(1, world.case.setup.topics) / world.case.setup.rate_hz
+    gap = max(1, len(world.sim.exchange.registered())) / world.case.setup.rate_hz
     await trio.sleep(3 * gap)
     if any(step.kind == "kis.drop_key" for step in world.case.steps):
         # What KIS forgot without a word shows only in what does not come.

@@ -332,7 +332,7 @@ class Brokerage:
             fits = not placed.price or (
                 placed.price >= price if placed.side == "buy" else placed.price <= price
             )
-            offered = tape.depth(1, ask=placed.side == "buy")[1]
+            offered = tape.side(ask=placed.side == "buy")[0][1]
             qty = min(placed.open, max(1, offered))
             if placed.code in _WHOLE and qty < placed.open:
                 fits = False

@@ -160,7 +160,8 @@ class Simulator:
     def _period(self, tr: Tr) -> float:
         if tr.encrypted:
             return self.options.notice_s
-        return 1.0 / (self.options.rate_hz * _SHARE.get(tr.channel, 0.1))
+        among = max(1, len(self._scheduled)) if self.options.shared else 1
+        return among / (self.options.rate_hz * _SHARE.get(tr.channel, 0.1))
 
     def _schedule(self, session: Session) -> None:
         for key in session.registrations:

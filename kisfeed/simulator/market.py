@@ -94,11 +94,13 @@ def tick_size(price: int) -> int:
 
 
 @functools.lru_cache(maxsize=8192)
-def _rung(price: int, level: int, *, ask: bool) -> int:
-    """The price of a stock's level of the book, from the best one's."""
-    for _ in range(level - 1):
+def _ladder(price: int, *, ask: bool) -> tuple[int, ...]:
+    """The prices of a stock's side of the book, from the best one."""
+    prices = [price]
+    while len(prices) < _LEVELS:
         price += tick_size(price) if ask else -tick_size(price - 1)
-    return price
+        prices.append(price)
+    return tuple(prices)
 
 
 def is_open(venue: str, at: dt.datetime) -> bool:
@@ -149,7 +151,8 @@ class Tape:
         self.base = base
         self._stock = venue in _STOCK_VENUES
         self._rng = rng
-        self.day = ""
+        self._least = self.step(0)
+        self._day = 0
         self.bid = base - base % self.step(base)
         self.last = self.bid
         self._reset()
@@ -175,9 +178,9 @@ class Tape:
 
     def quote(self, at: dt.datetime) -> None:
         """The book moves, or not."""
-        today = f"{at:%Y%m%d}"
-        if today != self.day:
-            self.day = today
+        today = at.toordinal()
+        if today != self._day:
+            self._day = today
             self.base = self.last
             self._reset()
         luck = self._rng.random()
@@ -185,7 +188,7 @@ class Tape:
             self.bid -= self.step(self.bid - 1)
         elif luck > 0.88:
             self.bid += self.step(self.bid)
-        ceiling, floor = self.base * 13 // 10, max(self.base * 7 // 10, self.step(0))
+        ceiling, floor = self.base * 13 // 10, max(self.base * 7 // 10, self._least)
         self.bid = min(max(self.bid, floor - floor % self.step(floor)), ceiling)
 
     def skip(self, trades: int, at: dt.datetime) -> int:
@@ -198,15 +201,19 @@ class Tape:
             self._account((trades - _SKIP_EXACT) * 61, at, buys=True)
         return self.volume - before
 
-    def depth(self, level: int, *, ask: bool) -> tuple[int, int]:
-        """Price and quantity of a level of the book, from 1."""
-        price = self.ask if ask else self.bid
+    def side(self, *, ask: bool) -> list[tuple[int, int]]:
+        """Price and quantity of each level of one side of the book, from the best one."""
+        best = self.ask if ask else self.bid
         if self._stock:
-            price = _rung(price, level, ask=ask)
+            prices = _ladder(best, ask=ask)
         else:
-            away = (level - 1) * self.step(price)
-            price += away if ask else -away
-        return max(price, self.step(0)), 50 + self._rng.getrandbits(13) * level // 4
+            step = self.step(best) if ask else -self.step(best)
+            prices = tuple(best + step * away for away in range(_LEVELS))
+        least, luck = self._least, self._rng.getrandbits(13 * _LEVELS)
+        return [
+            (max(price, least), 50 + (luck >> 13 * n & 8191) * (n + 1) // 4)
+            for n, price in enumerate(prices)
+        ]
 
     def _account(self, quantity: int, at: dt.datetime, *, buys: bool) -> None:
         clock = f"{at:%H%M%S}"
@@ -243,12 +250,12 @@ class _View:
     at: dt.datetime
     key: RegKey
     rng: seams.Rng
-    levels: dict[tuple[int, bool], tuple[int, int]] = attrs.field(factory=dict)
+    sides: dict[bool, list[tuple[int, int]]] = attrs.field(factory=dict)
 
-    def level(self, number: int, *, ask: bool) -> tuple[int, int]:
-        found = self.levels.get((number, ask))
+    def side(self, *, ask: bool) -> list[tuple[int, int]]:
+        found = self.sides.get(ask)
         if found is None:
-            found = self.levels[number, ask] = self.tape.depth(number, ask=ask)
+            found = self.sides[ask] = self.tape.side(ask=ask)
         return found
 
     def price(self, value: int) -> str:
@@ -272,7 +279,7 @@ _BID_SIZE: Final = re.compile(r"^(?:VBID|BIDP_RSQN|BID_QNTT_)(\d?\d?)$")
 
 
 def _total(view: _View, *, ask: bool) -> str:
-    return str(sum(view.level(n, ask=ask)[1] for n in range(1, _LEVELS + 1)))
+    return str(sum([quantity for _, quantity in view.side(ask=ask)]))
 
 
 # By the field's name without its product prefix; upper-case KIS names of all realtime TRs.
@@ -381,7 +388,7 @@ def _getter(name: str, kind: str) -> Callable[[_View], str]:
 
 
 def _book(view: _View, *, number: int, ask: bool, part: int) -> str:
-    price, size = view.level(number, ask=ask)
+    price, size = view.side(ask=ask)[number - 1]
     return str(size) if part else view.price(price)
 
 

@@ -29,6 +29,7 @@ class Options:
         ws_port, rest_port: on loopback; 0 lets the system choose.
         rate_hz: frames a second for each registered trade or book; expected executions come at
             a fifth, the other channels at a tenth of it.
+        shared: that rate is for all registrations together.
         records: the fewest and the most records in a trade frame; other frames carry one.
         width: 46 or 47 values in a stock trade record.
         book_width: 59, 62 or 63 values in an H0STASP0 record.
@@ -50,6 +51,7 @@ class Options:
     ws_port: int = 0
     rest_port: int = 0
     rate_hz: float = 5.0
+    shared: bool = False
     records: tuple[int, int] = (1, 4)
     width: int = 46
     book_width: int = 59

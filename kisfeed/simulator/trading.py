@@ -35,7 +35,6 @@ _TRS: Final[Mapping[str, tuple[str, ...]]] = {
 _BUYS: Final = ("TTC0012U", "TTC0802U")
 _POSTS: Final = (ORDER_CASH, ORDER_CHANGE)
 _CURSOR: Final = 100
-_LEVELS: Final = 10
 
 
 @attrs.frozen
@@ -282,8 +281,7 @@ class Trading:
         output: dict[str, str] = {"aspr_acpt_hour": "000000"}
         totals = {"askp": 0, "bidp": 0}
         for side in totals:
-            for n in range(1, _LEVELS + 1):
-                price, qty = tape.depth(n, ask=side == "askp")
+            for n, (price, qty) in enumerate(tape.side(ask=side == "askp"), 1):
                 output[f"{side}{n}"] = str(price)
                 output[f"{side}_rsqn{n}"] = str(qty)
                 totals[side] += qty
