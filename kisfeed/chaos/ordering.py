@@ -91,14 +91,12 @@ def evidence(seen: Seen, _: Limits) -> Finding:
     taken = _taken(run)
     terms = {asked.id: asked.terms for asked in run.trader.asked}
     alone = _alone(run)
-    # A person's row is told from ours by where it was entered, once one of ours was answered.
-    tellable = any(order["evidence"] == "answer" for order in run.trader.final.values())
     by_hand = {placed.number for placed in run.brokerage.orders if placed.hand}
     faults, taken_over = [], 0
     for name, order in run.trader.final.items():
         numbers = {placed.number for placed in taken.get(terms[name], ())}
         if order["order_no"] and int(order["order_no"]) not in numbers:
-            if int(order["order_no"]) in by_hand and not tellable:
+            if int(order["order_no"]) in by_hand and not _tellable(run, name):
                 taken_over += 1
             else:
                 faults.append(f"{name} is said to be order {order['order_no']}, which is not it")
@@ -117,6 +115,23 @@ def evidence(seen: Seen, _: Limits) -> Finding:
             Phrase("a person's order taken for a lost one"): taken_over,
         },
         faults=tuple(faults),
+    )
+
+
+def _tellable(run: Run, name: str) -> bool:
+    """A person's row was told from this order's by where it was entered.
+
+    That is known from an order of ours that KIS had taken and answered on the same day.
+    """
+    final = run.trader.final
+    began = min(asked.at for asked in run.trader.asked if asked.id == name)
+    return any(
+        asked.until < began
+        and asked.id in final
+        and final[asked.id]["order_no"]
+        and final[asked.id]["evidence"] == "answer"
+        and final[asked.id]["day"] == final[name]["day"]
+        for asked in run.trader.asked
     )
 
 
