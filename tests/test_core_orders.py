@@ -876,6 +876,21 @@ def test_a_single_row_that_came_by_another_way_is_a_persons_to_judge() -> None:
     assert orders.find("b", "bot").state is OrderState.ACCEPTED
 
 
+def test_how_ours_are_entered_is_known_after_midnight_too() -> None:
+    orders = book()
+    accepted(orders, ask("first", symbol="000660"), 0, "4000")
+    orders.rows(DAY, [row("4000", symbol="000660", channel="OpenAPI")], at(1))
+    midnight = 86_400
+    orders.take_changed()
+    orders.forget(at(midnight))
+    assert orders.orders == {}
+    order = sent(orders, ask("a"), midnight + 1)
+    orders.doubt(order.key, "reset", at(midnight + 1))
+    for now in (midnight + 2.0, midnight + 20.0):
+        orders.rows(order.day, [row("5001", midnight + 1, channel="MTS")], at(now))
+    assert orders.orders[order.key].state is OrderState.HUMAN
+
+
 def test_an_order_and_its_twin_are_never_told_apart_by_a_guess() -> None:
     for seed in range(300):
         rng = random.Random(seed)

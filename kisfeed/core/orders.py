@@ -101,6 +101,7 @@ class Book:
         self._owners: dict[tuple[str, str], Key] = {}  # (day, number) -> order
         self._rows: dict[str, dict[str, DayRow]] = {}
         self._first_seen: dict[tuple[str, str], Instant] = {}
+        self._channels: set[str] = set()  # how orders that KIS answered had been entered
         self._hints: dict[tuple[str, str], Hint] = {}
         self._heard: dict[tuple[str, str], int] = {}
         self._doubted_at: dict[Key, float] = {}
@@ -508,6 +509,9 @@ class Book:
         for row in rows:
             known[row.number] = row
             self._first_seen.setdefault((day, row.number), at)
+            owner = self.owner(day, row.number)
+            if owner is not None and self._answered(owner, row):
+                self._channels.add(row.channel)
         for order in list(self.orders.values()):
             if order.day == day and order.state in DOUBTFUL:
                 self._settle(order, at)
@@ -577,14 +581,13 @@ class Book:
 
     def _foreign(self, row: DayRow) -> bool:
         """Entered otherwise than every order that is known to be ours: perhaps by a person."""
-        ours = {
-            known.channel
-            for order in self.orders.values()
-            if order.evidence is Evidence.ANSWER and order.order_no
-            for known in [self.row(order.day, order.order_no)]
-            if known is not None
-        }
-        return bool(row.channel) and bool(ours) and row.channel not in ours
+        return bool(row.channel and self._channels) and row.channel not in self._channels
+
+    @staticmethod
+    def _answered(order: Order, row: DayRow) -> bool:
+        """*row* is *order* beyond doubt, and says how it was entered."""
+        proven = order.evidence is Evidence.ANSWER and order.order_no == row.number
+        return proven and bool(row.channel)
 
     def _announced(self, order: Order) -> bool:
         """A notice told of a number that would fit and is not in the list yet."""
