@@ -1013,6 +1013,31 @@ def test_a_lost_probe_is_told_and_the_slot_stays(fault: Fault) -> None:
     assert world.regs.settled
 
 
+def test_a_stalled_one_that_is_refused_for_want_of_room_is_held_no_more() -> None:
+    world = World().want(key(1), key(2)).up().run(10.0)
+    world.faults = [(Fault.NACK, Meaning.OVER_CAP)]
+    world.do(world.regs.probe(world.now, key(1)))
+    world.run(60.0)
+    begun = world.told.index(ProbeFailed(key(1)))
+    assert world.told[begun : begun + 5] == [
+        ProbeFailed(key(1)),
+        CapLearned(1),
+        Refused(key(1), "CODE-over_cap", permanent=False),
+        Unsubscribe(key(1)),
+        Freed(key(1)),
+    ]
+    assert world.held == [key(2)]
+    assert Subscribe(key(1)) not in world.told[begun:], "there is no room for it"
+
+
+def test_one_that_was_only_asked_after_keeps_its_slot_whatever_is_said_of_room() -> None:
+    world = World().want(key(1), key(2)).up().run(10.0)
+    world.faults = [(Fault.NACK, Meaning.OVER_CAP)]
+    world.do(world.regs.probe(world.now))
+    world.run(60.0)
+    assert world.held == [key(1), key(2)]
+
+
 def test_a_probe_waits_for_its_turn() -> None:
     world = World(ops=Window(1, 10.0)).want(key(1)).up().run(1.0)
     assert world.regs.probe(world.now) == []

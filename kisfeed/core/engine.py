@@ -740,6 +740,8 @@ class Engine:
     def _on_refused(self, refused: regs.Refused, at: Instant) -> None:
         route = self._topics.route(refused.key)
         text = f"{refused.msg_cd} {self._codes.text(refused.msg_cd)}"
+        if route.held:
+            self._unhold(route, at, Code.REJECTED, tell=False)
         for stream in route.streams():
             data = Data.NONE if stream.last is None else Data.SUSPECT
             kind = Stream.CLOSED if refused.permanent else Stream.RECOVERING

@@ -151,7 +151,11 @@ class ProbePassed:
 
 @attrs.frozen
 class ProbeFailed:
-    """No answer, or a refusal, to the probe of *key*; its slot stays counted and held."""
+    """No answer, or a refusal, to the probe of *key*.
+
+    Its slot stays counted and held, unless it had stalled and KIS has no room for it: then
+    :class:`Refused` follows.
+    """
 
     key: RegKey
 
@@ -198,6 +202,7 @@ class _Flight:
     operation: Operation
     deadline: float
     probe: bool
+    stalled: bool
 
 
 @attrs.frozen
@@ -274,7 +279,8 @@ class Registrations:
         self._slots: dict[RegKey, _Slot] = {}
         self._unanswered: dict[RegKey, deque[Operation]] = {}
         self._flight: _Flight | None = None
-        self._probes: dict[RegKey, None] = {}  # asked for and not sent yet
+        # Asked for and not sent yet, and whether that is because this very one has stalled.
+        self._probes: dict[RegKey, bool] = {}
         self._promised: RegKey | None = None
         self._key_refused = False
         self._resync_asked = False
@@ -526,6 +532,7 @@ class Registrations:
             return []  # something else was sent for this key since
         flight = self._flight
         probe = flight is not None and flight.key == key and flight.probe
+        stalled = probe and flight is not None and flight.stalled
         if flight is not None and flight.key == key:
             self._flight = None
         slot = self._slots.get(key)
@@ -541,6 +548,10 @@ class Registrations:
         elif slot.state is State.HELD:
             if probe:
                 outputs.append(ProbeFailed(key))
+            if stalled and meaning is Meaning.OVER_CAP:
+                # KIS forgot it and has no room for it any more. Should KIS look at its cap before
+                # at what it holds, an unsubscribe still makes both sides agree.
+                outputs += self._subscribe_refused(key, slot, meaning, msg_cd, now, doubt=True)
         else:
             outputs += self._subscribe_refused(
                 key, slot, meaning, msg_cd, now, doubt=bool(unanswered)
@@ -575,13 +586,16 @@ class Registrations:
 
         Args:
             now: seconds.
-            key: which one; the least recently probed by default.
+            key: one that has stalled: refused for want of room, it is held no more; by default
+                the least recently probed.
         """
         held = [k for k, slot in self._slots.items() if slot.state is State.HELD]
         if not held or (key is not None and key not in held):
             return []
-        if key is not None or not self._probes:
-            self._probes[key or min(held, key=lambda k: self._slots[k].probed_at)] = None
+        if key is not None:
+            self._probes[key] = True
+        elif not self._probes:
+            self._probes[min(held, key=lambda k: self._slots[k].probed_at)] = False
         return self._plan(now)
 
     def reopen(self, key: RegKey, now: float) -> list[Output]:
@@ -946,7 +960,8 @@ class Registrations:
     def _perform(self, step: _Step, now: float) -> list[Output]:
         key = step.key
         timeout = self._rules.probe_timeout_s if step.probe else self._rules.ack_timeout_s
-        self._flight = _Flight(key, step.operation, now + timeout, step.probe)
+        stalled = step.probe and self._probes[key]
+        self._flight = _Flight(key, step.operation, now + timeout, step.probe, stalled)
         self._unanswered.setdefault(key, deque(maxlen=_UNANSWERED_KEPT)).append(step.operation)
         if step.probe:
             del self._probes[key]
