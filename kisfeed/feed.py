@@ -6,6 +6,7 @@ behind a Unix socket.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -356,7 +357,7 @@ class _Door:
 
     @property
     def software(self) -> str:
-        return f"kisfeed/{version('kisfeed')}"
+        return _software()
 
     @property
     def instance(self) -> str:
@@ -877,6 +878,12 @@ def _mode(mode: Mode | str, hz: float) -> Mode:
     if how is Mode.HZ and not 0 < hz < math.inf:
         raise UsageError(f"mode hz needs an hz above 0, not {hz}")
     return how
+
+
+@functools.cache
+def _software() -> str:
+    # Found in a file on the disk, which a loop that serves does not read for each HELLO.
+    return f"kisfeed/{version('kisfeed')}"
 
 
 def _poll_plan(config: Config) -> PollPlan:
