@@ -599,6 +599,7 @@ async def test_the_next_day_puts_aside_what_is_settled_and_keeps_what_is_in_doub
             listed = (await b.call("order.list", day=day))["orders"]
             assert [o["id"] for o in listed] == ["settled", "doubt"]
             assert listed[0]["filled_qty"] == 10
+            assert await b.call("order.show", client_order_id="settled", day=day) == listed[0]
             assert (await b.call("order.list"))["orders"] == []
             # An id belongs to its day.
             again = await b.buy("settled", symbol="000660", price=None)

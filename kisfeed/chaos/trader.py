@@ -151,7 +151,9 @@ class Trader:
         began = trio.current_time()
         while True:
             for name in self._unsettled():
-                found = await self._call("order.show", client_order_id=name)
+                known = self.final.get(name, {})
+                day = {"day": known["day"]} if "day" in known else {}
+                found = await self._call("order.show", client_order_id=name, **day)
                 if "state" in found:
                     self.final[name] = found
             self.in_doubt_s = trio.current_time() - began

@@ -43,6 +43,25 @@ _NOT_COUNTED: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT, OrderS
 _WAITING: Final = frozenset({OrderState.QUEUED, OrderState.SENDING})
 
 
+def named(orders: Iterable[Order], name: str, client: str, *, day: str | None = None) -> Order:
+    """The order of this id among *orders*: the client's own newest, else the only one that has it.
+
+    Raises:
+        OrderRefused: there is none, or several programs have one (``target``).
+    """
+    same = [order for order in orders if order.id == name and day in {None, order.day}]
+    if not same:
+        raise refusal("target", Phrase("there is no order {id}", id=name))
+    newest = max(order.day for order in same)
+    same = [order for order in same if order.day == newest]
+    own = [order for order in same if order.client == client]
+    if not own and len(same) > 1:
+        who = ", ".join(sorted(order.client for order in same))
+        text = Phrase("several programs have an order {id}: {clients}", id=name, clients=who)
+        raise refusal("target", text)
+    return (own or same)[0]
+
+
 def day_of(wall_ns: int) -> str:
     """The date in Seoul, YYYYMMDD."""
     return f"{date_of(wall_ns):%Y%m%d}"
@@ -311,17 +330,7 @@ class Book:
         Raises:
             OrderRefused: there is none, or several programs have one (``target``).
         """
-        same = [o for o in self.orders.values() if o.id == name and day in {None, o.day}]
-        if not same:
-            raise refusal("target", Phrase("there is no order {id}", id=name))
-        newest = max(order.day for order in same)
-        same = [order for order in same if order.day == newest]
-        own = [order for order in same if order.client == client]
-        if not own and len(same) > 1:
-            who = ", ".join(sorted(order.client for order in same))
-            text = Phrase("several programs have an order {id}: {clients}", id=name, clients=who)
-            raise refusal("target", text)
-        return (own or same)[0]
+        return named(self.orders.values(), name, client, day=day)
 
     # The queue.
 

@@ -15,7 +15,7 @@ import trio
 
 from kisfeed.core.engine import Instant
 from kisfeed.core.ordercheck import SYMBOL, Ask, Situation, refusal
-from kisfeed.core.orders import Hint, day_of, journaled
+from kisfeed.core.orders import Hint, day_of, journaled, named
 from kisfeed.core.told import Ledger
 from kisfeed.errors import (
     KisError,
@@ -375,10 +375,18 @@ class OrderDesk:
     def show(self, name: str, client: str, day: str | None = None) -> Order:
         """The order of this id: the program's own, else the only one that has it.
 
+        Args:
+            name: the id.
+            client: the program.
+            day: YYYYMMDD; None for the newest that today or a doubt needs.
+
         Raises:
             OrderRefused: there is none, or several.
+            StateError: an earlier day's orders cannot be read.
         """
-        return self._book.find(name, client, day=day)
+        if day is None:
+            return self._book.find(name, client)
+        return named(self.of_day(day), name, client)
 
     def of_day(self, day: str | None = None) -> list[Order]:
         """The orders of *day* (today unless told), the oldest first.
