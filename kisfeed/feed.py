@@ -708,7 +708,7 @@ async def _open_held(
 
         def missed(news: Missed, order: Order | None) -> None:
             engine.recovered(news.kind, notice_fields(news, order), feed.at())
-            feed.publish()
+            feed.kick()
 
         orders = stack.enter_context(
             open_ordering(

@@ -1375,6 +1375,17 @@ def test_the_notice_of_the_account_has_its_slot_and_its_log_before_anybody_asks(
     )
 
 
+def test_order_news_that_no_notice_brought_makes_kis_be_asked_for_the_notices() -> None:
+    bench = Bench(hts_id="someone")
+    bench.subscribe(TRADE)
+    bench.settle()
+    before = len(bench.sent)
+    for number in range(3):
+        bench.engine.recovered("fill", {"order_no": str(number)}, bench.at())
+    bench.settle()
+    assert set(bench.sent[before:]) == {(True, NOTICE_KEY)}
+
+
 def test_a_loop_is_counted_once() -> None:
     bench = Bench(cap=1)
     mine, other = bench.subscribe(TRADE), bench.subscriber()

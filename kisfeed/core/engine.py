@@ -524,11 +524,15 @@ class Engine:
         self._notices.tell(stream, notice.kind, notice.xts, told, rts, now)
 
     def recovered(self, kind: str, fields: Mapping[str, Any], at: Instant) -> None:
-        """Tell order news that no notice brought, on every domestic notice topic there is."""
+        """Tell order news that no notice brought, on every domestic notice topic there is.
+
+        KIS is asked for their registrations too: that it forgot one shows in nothing else.
+        """
         told = {**dict.fromkeys(notices.FIELDS), **fields, "kind": kind, "recovered": True}
         for stream in self._topics.streams.values():
             if stream.schema == NOTICE and stream.topic.tr.venue == "krx":
                 self._notices.tell(stream, kind, None, told, at.wall_ns, at.now)
+                self._registrations(self.registrations.probe(at.now, stream.topic.key), at)
 
     def _on_drift(self, tr: Tr, tr_id: str, width: int, at: Instant) -> None:
         if (tr_id, width) in self._drifted:
