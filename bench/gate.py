@@ -216,7 +216,7 @@ CHECKS: Final = (
     Check("calls a trade, reads of 100", 26, calls_a_record),
     Check("calls a trade, reads of 1", 64, partial(calls_a_record, per_read=1)),
     Check("calls a trade, 4 in a frame", 28, partial(calls_a_record, records=4)),
-    Check("calls a raw row, reads of 100", 19, partial(calls_a_record, raw=True)),
+    Check("calls a raw row, reads of 100", 15, partial(calls_a_record, raw=True)),
     Check("calls of another subscriber, reads of 100", 0.2, partial(calls_of_another, 100)),
     Check("calls of another subscriber, reads of 1", 10, partial(calls_of_another, 1)),
     Check("calls of a topic joined, behind 200 subscribers", 62, partial(calls_of_a_join, 200)),

@@ -357,10 +357,10 @@ class Engine:
         proved = False
         lanes = self._lanes
         for frame in batch:
-            lane = lanes.get(frame[: frame.find(b"^")])
+            fields = frame.split(b"^")
+            lane = lanes.get(fields[0])
             if lane is not None:
                 route, tr_key, maker, width, total = lane
-                fields = frame.split(b"^")
                 fields[0] = tr_key
                 if len(fields) == total and (
                     total == width or fields[::width].count(tr_key) * width == total
@@ -370,13 +370,15 @@ class Engine:
                         self._proved(rts, now)
                     if route.data_at != now:
                         self._flowing(route, rts, now)
+                    plain = frame.isascii()
                     if total == width:
                         records += 1
-                        self._deliver(route, maker, fields, rts, now)
+                        self._deliver(route, maker, fields, rts, now, plain)
                         continue
                     records += total // width
                     for start in range(0, total, width):
-                        self._deliver(route, maker, fields[start : start + width], rts, now)
+                        record = fields[start : start + width]
+                        self._deliver(route, maker, record, rts, now, plain)
                     continue
             proved = False
             self._on_frame(frame, rts, now)
@@ -444,7 +446,7 @@ class Engine:
                 continue
             if route.data_at != now:
                 self._flowing(route, rts, now)
-            self._deliver(route, maker, fields, rts, now)
+            self._deliver(route, maker, fields, rts, now, False)
         if at_key == 0 and found.drift is None and not frame.encrypted:
             self._learn(frame, by_key.get(found.rows[0][0]), maker, layout.width)
 
@@ -474,7 +476,13 @@ class Engine:
             self._liveness(verdict, Instant(now, rts))
 
     def _deliver(
-        self, route: Route, maker: rows.RowMaker, fields: Sequence[bytes], rts: int, now: float
+        self,
+        route: Route,
+        maker: rows.RowMaker,
+        fields: Sequence[bytes],
+        rts: int,
+        now: float,
+        plain: bool,  # all of it is known to be ASCII
     ) -> None:
         typed = route.typed
         if typed is not None:
@@ -493,7 +501,7 @@ class Engine:
                 if gap is not None:
                     self._count(gap)
         if route.raw is not None:
-            gap = route.raw.row(fields, None, rts, now)
+            gap = route.raw.row(fields, None, rts, now, plain)
             if gap is not None and typed is None:
                 self._count(gap)
 

@@ -51,6 +51,7 @@ class LastValue(NamedTuple):
     row: Sequence[Any]
 
 
+_text_frame: Final = codec.text_frame
 _new: Final = tuple.__new__  # half the price of the generated constructor, once a row
 
 
@@ -303,13 +304,15 @@ class TopicStream:
             self._event_audience = touched.events.changed(self._event_audience, subscriber)
 
     def row(
-        self, row: Sequence[Any], xts: int | None, rts: int, now: float, flags: int = 0
+        self, row: Sequence[Any], xts: int | None, rts: int, now: float, plain: bool = False
     ) -> Missed | None:
         """Number a row and publish it to every outbox; the gap before it, if any, is told first.
 
-        It is in the outboxes after ``touched.settle()``.
+        It is in the outboxes after ``touched.settle()``. *plain* says that a row of texts is known
+        to be ASCII.
         """
         gap: Missed | None = None
+        flags = 0
         if self.trades:
             day = self._day
             if xts is None:
@@ -331,7 +334,8 @@ class TopicStream:
         sid = self.sid
         touched = self.touched
         if self._byte_audience.boxes:
-            frame = self._frame(_TICK, sid, sseq, flags, xts, rts, row)
+            encode = _text_frame if plain else self._frame
+            frame = encode(_TICK, sid, sseq, flags, xts, rts, row)
             touched.frames.add(self._byte_audience, (sid, sseq, frame, now))
         if self._event_audience.boxes:
             event_tick = (sid, sseq, self._event(_TICK, last), now)
