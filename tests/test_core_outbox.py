@@ -150,7 +150,7 @@ class Run:
         self.sseq[sid] += 1
         if sid in self.opened:
             row = Row(sid, self.sseq[sid], size, self.controls)
-            self.box.tick(sid, row.sseq, row, self.now)
+            self.box.put((sid, row.sseq, row, self.now), size if row.sseq % 2 else 0)
             self.offered += 1
 
     def run(self, sids: list[int], size: int) -> None:
@@ -176,6 +176,7 @@ class Run:
     def take(self, most: int) -> None:
         self.client.read(self.box.take(self.now, most), self.now)
         self.client.check(self.box)
+        assert not (self.box.drained and self.box.ready)
 
     def do(self, step: Step) -> None:
         match step:

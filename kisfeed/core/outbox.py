@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 
@@ -146,6 +146,8 @@ class Outbox(Generic[T]):
         dropped: ticks lost to a bound and told by LOST.
         untold: ticks lost to a bound that the next :meth:`take` tells.
         conflated: ticks that the mode passed over.
+        drained: the last :meth:`take` left nothing, so there is nothing to look for; only True
+            where that was plain to see.
         control_bytes: control items that wait; a door stops reading from a program that lets
             them pile up.
         overflowed: items that must not be dropped went over the bound; the subscriber has to go.
@@ -171,6 +173,7 @@ class Outbox(Generic[T]):
         "_waiting",
         "conflated",
         "control_bytes",
+        "drained",
         "dropped",
         "overflowed",
         "sent",
@@ -225,6 +228,7 @@ class Outbox(Generic[T]):
         self.untold = 0
         self.conflated = 0
         self.overflowed = False
+        self.drained = False
 
     def open(self, sid: int, mode: Mode, hz: float, sseq: int, *, trades: bool) -> None:
         """Take ticks of *sid* from here on; jumps count from *sseq*.
@@ -288,8 +292,10 @@ class Outbox(Generic[T]):
         if self._queue or self._front or state.lost:
             self._queue.append((state, 0, _SETTLE, math.inf))
 
-    def put(self, tick: Tick[T]) -> None:
+    def put(self, tick: Tick[T], length: int = 0) -> None:
         """Queue one tick of an open sid. *tick* is kept as it is: share it between outboxes.
+
+        *length* is what the item counts for, where the caller knows it.
 
         Raises:
             KeyError: the sid is not open.
@@ -299,7 +305,7 @@ class Outbox(Generic[T]):
             self._hold(state, tick)
         else:
             self._queue.append(tick)
-            self._tick_bytes += self.size(tick[2])
+            self._tick_bytes += length or self.size(tick[2])
         if self._tick_bytes > self._queue_bytes:
             self._shed()
 
@@ -354,7 +360,8 @@ class Outbox(Generic[T]):
                 if self._advance(owner, now):
                     queue.clear()
                     self._tick_bytes = 0
-                    return cast("list[T]", owner.items())
+                    self.drained = True
+                    return owner.items()  # type: ignore[no-any-return]  # of a run of ours
             elif type(owner) is int:
                 state = self._states[owner]
                 if number == state.position + 1 and now - at <= state.max_age:
@@ -362,7 +369,9 @@ class Outbox(Generic[T]):
                     self._tick_bytes = 0
                     state.position = number
                     self.sent += 1
+                    self.drained = True
                     return [item]
+        self.drained = False
         if self.ready:
             return self._take(now, max_bytes)
         return []

@@ -125,8 +125,9 @@ class _Spread(Generic[T]):
         if len(ticks) == 1:
             tick = ticks[0]
             ticks.clear()
+            length = boxes[0].size(tick[2])
             for box in boxes:
-                box.put(tick)
+                box.put(tick, length)
             return
         self._ticks = []
         for run in runs(ticks, boxes[0].size, self._join):

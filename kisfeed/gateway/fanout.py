@@ -74,8 +74,11 @@ class Link:
             return
         if self.busy:
             return
+        box = self.outbox
         if self._socket is not None:
-            data = self._next(now)
+            items = box.take(now, CHUNK_BYTES)
+            alone = len(items) == 1 and self._heartbeat is None
+            data = items[0] if alone else self._joined(items)
             if data:
                 try:
                     sent = self._socket.send(data, _NO_SIGNAL)
@@ -89,7 +92,9 @@ class Link:
                     self._rest_since = now
                     self._start_writer()
                     return
-        due = self.outbox.next_due()
+            if box.drained:
+                return
+        due = box.next_due()
         if due <= now or self._heartbeat is not None:
             self._start_writer()
         elif due < math.inf:
@@ -139,12 +144,11 @@ class Link:
             # The client is gone; there is nobody to tell.
             self._rest = b""
 
-    def _next(self, now: float) -> bytes:
-        items = self.outbox.take(now, CHUNK_BYTES)
+    def _joined(self, items: list[bytes]) -> bytes:
         if self._heartbeat is not None:
             items.append(self._heartbeat())
             self._heartbeat = None
-        return items[0] if len(items) == 1 else b"".join(items)
+        return b"".join(items)
 
     def _start_writer(self) -> None:
         self.busy = True
@@ -155,7 +159,7 @@ class Link:
             while True:
                 if not self._rest:
                     self._rest_since = trio.current_time()
-                    self._rest = self._next(self._rest_since)
+                    self._rest = self._joined(self.outbox.take(self._rest_since, CHUNK_BYTES))
                     if not self._rest:
                         break
                 with trio.move_on_after(self._write_deadline_s) as deadline:
