@@ -876,6 +876,16 @@ def test_a_single_row_that_came_by_another_way_is_a_persons_to_judge() -> None:
     assert orders.find("b", "bot").state is OrderState.ACCEPTED
 
 
+def test_an_order_sent_while_the_list_was_read_may_be_in_it() -> None:
+    for answered, state in ((0.5, OrderState.UNKNOWN), (60.0, OrderState.ACCEPTED)):
+        orders = book()
+        order = sent(orders, ask("a"), 1)
+        orders.doubt(order.key, "reset", at(1.1))
+        orders.rows(DAY, [row("5001", 1)], at(0.4), answered=at(answered))
+        orders.rows(DAY, [row("5001", 1)], at(61), answered=at(61.5))
+        assert orders.find("a", "bot").state is state
+
+
 def test_how_ours_are_entered_is_known_after_midnight_too() -> None:
     orders = book()
     accepted(orders, ask("first", symbol="000660"), 0, "4000")

@@ -119,7 +119,8 @@ class Book:
         self._numbers = 0
         self._owners: dict[tuple[str, str], Key] = {}  # (day, number) -> order
         self._rows: dict[str, dict[str, DayRow]] = {}
-        self._first_seen: dict[tuple[str, str], Instant] = {}
+        # When the reading that brought a row began, and when it ended.
+        self._first_seen: dict[tuple[str, str], tuple[Instant, Instant]] = {}
         self._channels: set[str] = set()  # how orders that KIS answered had been entered
         self._hints: dict[tuple[str, str], Hint] = {}
         self._heard: dict[tuple[str, str], int] = {}
@@ -506,18 +507,21 @@ class Book:
             if o.state in DOUBTFUL and (o.symbol, o.side) == (hint.symbol, hint.side)
         ]
 
-    def rows(self, day: str, rows: Sequence[DayRow], at: Instant) -> None:
+    def rows(
+        self, day: str, rows: Sequence[DayRow], at: Instant, *, answered: Instant | None = None
+    ) -> None:
         """Take the whole list of *day*, read after *at*.
 
         Args:
             day: YYYYMMDD.
             rows: all pages.
             at: when the reading began.
+            answered: when it ended; at once unless told.
         """
         known = self._rows.setdefault(day, {})
         for row in rows:
             known[row.number] = row
-            self._first_seen.setdefault((day, row.number), at)
+            self._first_seen.setdefault((day, row.number), (at, answered or at))
             owner = self.owner(day, row.number)
             if owner is not None and self._answered(owner, row):
                 self._channels.add(row.channel)
@@ -575,7 +579,7 @@ class Book:
             return
         if fitting and order.state is OrderState.UNKNOWN and not self._announced(order):
             row = fitting[0]
-            seen_s = at.now - self._first_seen[order.day, row.number].now
+            seen_s = at.now - self._first_seen[order.day, row.number][0].now
             # The list shows today's orders late: another candidate may still be on its way.
             if min(age, seen_s) < self._caps.settle_s:
                 return
@@ -637,7 +641,8 @@ class Book:
                 return False
             if row.type_code and row.type_code != order_type.code:
                 return False
-        if self._first_seen[order.day, row.number].wall_ns < order.sent_ts:
+        # An order that was sent while a list was read may be in it.
+        if self._first_seen[order.day, row.number][1].wall_ns < order.sent_ts:
             return False
         taken = _moment(order.day, row.time)
         if taken is None:

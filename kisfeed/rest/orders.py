@@ -300,7 +300,7 @@ class OrderDesk:
             for day in self._book.days(began):
                 started = self._at()
                 rows = await self._pages(day)
-                self._book.rows(day, rows, started)
+                self._book.rows(day, rows, started, answered=self._at())
                 if day == day_of(began.wall_ns):
                     for missed in self._ledger.review(rows, started.now):
                         self._missed(missed, self._book.owner(day, missed.row.number))
