@@ -409,8 +409,10 @@ def _refusals_told(line: Line) -> int:
 def _over_cap(seen: Seen, _: Limits) -> Finding:
     run = seen.run
     most = max((_refusals_told(line) for line in seen.lines), default=0)
-    # Every time that the cap falls one request is refused; a NACK may say it out of turn.
+    # Every time that the cap falls, or that KIS forgets one and lets another take its place, one
+    # request is refused; a NACK may say it out of turn.
     falls = sum(s.kind == "kis.cap" for s in run.case.steps)
+    falls += len(run.exchange.times(Happening.FORGOTTEN))
     untrue = ("kis.nack", "kis.stray_ack")
     nacks = sum(s.count for s in run.case.steps if s.kind in untrue and s.code == "OPSP0008")
     bound = 3 + 2 * falls + nacks

@@ -324,6 +324,7 @@ def _step(rng: Seeded, dt: float, kind: str, scale: float) -> Step:
         return Step(dt, kind, lasts, topic=topic)
     value = {
         Kind.ACK_LATE: rng.choice([0.5, 2.9, 3.1, 7.0]) / scale,
+        Kind.ACK_TWICE: rng.choice([0.0, 1.0]),
         Kind.CAP: rng.choice([0.0, 2.0, 3.0, 41.0]),
         Kind.HUGE: rng.choice([0.0, 600_000.0]),
         Kind.EXTRA_COLUMN: rng.choice([0.0, 3.0]),

@@ -76,6 +76,7 @@ class Happening(enum.StrEnum):
     MALFORMED = "malformed"
     PONG = "pong"
     DROPPED = "dropped"
+    FORGOTTEN = "forgotten"
     TOKEN = "token"  # noqa: S105  # a kind of line
     APPROVAL = "approval"
     REST = "rest"
@@ -119,6 +120,7 @@ class Session:
         registrations: what it holds; the AES key is of a notice TR's latest ack.
         clean: after the end, whether the slot was free at once.
         pongs: replies to PINGPONG by form: ``text``, ``pong``, ``ping``.
+        said: the last answer about a registration that went out in time.
     """
 
     number: int
@@ -131,6 +133,7 @@ class Session:
     operations: int = 0
     pongs: dict[str, int] = attrs.field(factory=dict)
     pong_due: float = math.inf
+    said: dict[RegKey, str] = attrs.field(factory=dict, repr=False)
 
 
 @attrs.frozen
@@ -348,6 +351,7 @@ class Exchange:
             for session in self.open_sessions:
                 for key in [k for k in session.registrations if fault.hits(k, session.appkey)]:
                     del session.registrations[key]
+                    self._note(now, Happening.FORGOTTEN, session, key)
         else:
             self.board.post(fault, now)
 
@@ -371,7 +375,7 @@ class Exchange:
             code = nack.code or "OPSP0007"
         self._note(now, what, session, request.key, code)
         ack = self._apply(session, request.key, code)
-        return self._say(ack, request.key, code, appkey, now)
+        return self._say(session, ack, request.key, code, appkey, now)
 
     def _appkey_of(self, approval_key: str, now: float) -> str | None:
         appkey, expires_at = self._approvals.get(approval_key, (None, 0.0))
@@ -424,7 +428,9 @@ class Exchange:
         bare = not encrypted and self._rng.random() < self.rules.bare_ack_ratio
         return server.build_ack(key, code, encrypt=encrypted, aes=None if bare else aes)
 
-    def _say(self, ack: str, key: RegKey, code: str, appkey: str, now: float) -> list[Action]:
+    def _say(
+        self, session: Session, ack: str, key: RegKey, code: str, appkey: str, now: float
+    ) -> list[Action]:
         if self.board.take(Kind.ACK_LOST, now, key=key, appkey=appkey):
             return []
         late = self.board.take(Kind.ACK_LATE, now, key=key, appkey=appkey)
@@ -433,9 +439,11 @@ class Exchange:
         wrong = self.board.take(Kind.ACK_WRONG_KEY, now, key=key, appkey=appkey)
         if wrong is not None:
             return [Send(server.build_ack((key[0], wrong.text or "000001"), code))]
-        if self.board.take(Kind.ACK_TWICE, now, key=key, appkey=appkey):
-            return [Send(ack), Send(ack)]
-        return [Send(ack)]
+        twice = self.board.take(Kind.ACK_TWICE, now, key=key, appkey=appkey)
+        before, session.said[key] = session.said.get(key, ack), ack
+        if twice is None:
+            return [Send(ack)]
+        return [Send(before if twice.value else ack), Send(ack)]
 
     # OAuth and REST limits
 
