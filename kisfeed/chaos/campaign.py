@@ -118,7 +118,7 @@ class Report:
             self.marks.setdefault(name, Counter()).update(found.marks)
 
     def figure(self, name: str, say: Callable[[str], str] = str) -> str:
-        """What an invariant's row says; *say* gives words in the reader's language."""
+        """What was measured of an invariant, in the reader's language; empty for nothing."""
         parts = [f"{say(what)} {value:.6g}" for what, value in self.worst.get(name, {}).items()]
         for what, values in self.samples.get(name, {}).items():
             ordered = sorted(values)
@@ -130,11 +130,13 @@ class Report:
         parts += [f"{say(what)} {value:,}" for what, value in counts.items()]
         if self.marks.get(name):
             parts.append(say(Phrase("{count} kinds of change seen", count=len(self.marks[name]))))
-        return "; ".join(parts) or say(Phrase("nothing to measure in these seeds"))
+        return "; ".join(parts)
 
     def to_map(self, say: Callable[[str], str] = str) -> dict[str, Any]:
         """JSON-able; *say* gives words in the reader's language."""
         broken = Counter(name for verdict in self.broken for name in verdict.faults)
+        found = {i.id: self.figure(i.id, say) for i in INVARIANTS}
+        nothing = Phrase("nothing to measure in these seeds")
         return {
             "seeds": self.runs,
             "virtual_hours": round(self.virtual_s / 3600, 2),
@@ -145,8 +147,8 @@ class Report:
                 {
                     "id": i.id,
                     "says": say(i.says),
-                    "measured": i.measure is not None,
-                    "figure": self.figure(i.id, say) if i.measure is not None else say(i.instead),
+                    "measured": bool(found[i.id]),
+                    "figure": found[i.id] or say(i.instead or nothing),
                     "broken_in": broken[i.id],
                 }
                 for i in INVARIANTS

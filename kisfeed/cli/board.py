@@ -105,7 +105,7 @@ def render(board: Board, width: int) -> RenderableType:
     for title in [*always, _("Quantity"), _("Bid"), _("Ask")] if wide else always:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column(_("Time"), no_wrap=True)
-    table.add_column(_("State"))
+    table.add_column(_("State"), overflow="fold")
     for topic, line in board.lines.items():
         name = topic if wide else topic.removeprefix("trade.krx.")
         table.add_row(name, *_cells(line, wide=wide))

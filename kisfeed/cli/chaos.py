@@ -242,7 +242,7 @@ def _show(report: Report, files: list[Path]) -> None:
     told = report.to_map(said)
     table = Table(title=_("What must hold"))
     for title in ("", _("What"), _("Worst over all storms"), ""):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for row in told["invariants"]:
         mark = "[dim]-[/]" if not row["measured"] else "[green]ok[/]"
         if row["broken_in"]:
@@ -304,7 +304,7 @@ def _planted(seeds: range, jobs: int, *, as_json: bool) -> int:
     else:
         table = Table(title=_("Planted bugs"))
         for title in (_("Bug"), _("Found in storm"), _("By")):
-            table.add_column(title)
+            table.add_column(title, overflow="fold")
         for name, caught in found.items():
             number, how = ("[bold red]-[/]", "") if caught is None else (str(caught[0]), caught[1])
             table.add_row(said(planted.BUGS[name].says), number, how[:90])
@@ -324,7 +324,7 @@ def _week(*, as_json: bool) -> int:
         return 0
     table = Table(title=_("One week, by cause"))
     for title in (_("Cause"), _("Not live"), _("No data"), _("Missed"), _("Told"), _("Dials")):
-        table.add_column(title, justify="left" if title == _("Cause") else "right")
+        table.add_column(title, justify="left" if title == _("Cause") else "right", overflow="fold")
     for row in told["causes"]:
         table.add_row(
             f"{row['at']} {said(row['cause'])}",

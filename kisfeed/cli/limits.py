@@ -63,7 +63,7 @@ def show(as_json: bool, profile: str | None, config_file: Path | None) -> None:
         title_style="bold",
     )
     for title in (_("Limit"), _("Value"), _("Source"), _("Date")):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     kinds = {
         "notice": _("notice"),
         "faq": _("FAQ"),

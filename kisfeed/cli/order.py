@@ -210,7 +210,7 @@ def ls(day: str | None, fresh: bool, as_json: bool, **where: Any) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("ID", _("Order"), _("State"), _("Filled"), _("Number")):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for order in answer["orders"]:
         table.add_row(
             f"{order['client']}/{order['id']}",

@@ -59,7 +59,7 @@ def render(
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
+    facts.add_column(overflow="fold")
     for name, value in summary(status):
         style = "" if name != _("Session") else _session_style(status)
         facts.add_row(name, Text(value, style=style))
@@ -233,7 +233,7 @@ def slot_table(slots: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
     for title in (_("Topic"), _("State"), _("Score")):
         table.add_column(title, no_wrap=True)
-    table.add_column(_("Why"))
+    table.add_column(_("Why"), overflow="fold")
     for slot in slots:
         table.add_row(slot["topic"], slot["state"] or "-", score(slot), why(slot))
     return table
@@ -277,7 +277,7 @@ def client_table(clients: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.table import Table
 
     table = Table(title=_("Programs"), title_justify="left", title_style="bold")
-    table.add_column(_("Name"))
+    table.add_column(_("Name"), overflow="fold")
     for title in ("pid", _("Topics"), _("Sent"), _("Lost"), _("Passed over"), _("Behind")):
         table.add_column(title, justify="right")
     for client in clients:
