@@ -231,7 +231,7 @@ def _in_use(seen: Seen, _: Limits) -> Finding:
         if told is None or later is None or later.life is not line.life:
             continue
         dialled = run.kis.dials[later.wire.dial - 1]
-        if any(told <= at <= dialled for at in run.orders):
+        if any(told <= at <= dialled for at in run.orders) or _was_leaving(seen, told):
             continue
         waited = run.real(dialled) - run.real(told)
         gaps.append(waited * rules.time_scale)
@@ -246,6 +246,17 @@ def _in_use(seen: Seen, _: Limits) -> Finding:
         {Phrase("keys reissued"): reissued},
         {Phrase("wait after 8996 s"): gaps},
         faults=tuple(faults),
+    )
+
+
+def _was_leaving(seen: Seen, told: float) -> bool:
+    """The session was ended for another reason in the moment that it was told of OPSP8996."""
+    return any(
+        isinstance(event, events.Session)
+        and event.state == State.RECONNECT_BACKOFF
+        and event.text != Reason.IN_USE
+        and told - _SLACK_S <= at <= told + _SLACK_S
+        for at, event, _name in seen.run.programs[0].log
     )
 
 
