@@ -120,7 +120,7 @@ class Session:
         registrations: what it holds; the AES key is of a notice TR's latest ack.
         clean: after the end, whether the slot was free at once.
         pongs: replies to PINGPONG by form: ``text``, ``pong``, ``ping``.
-        said: the last answer about a registration that went out in time.
+        said: the last yes about a registration that went out in time.
     """
 
     number: int
@@ -440,7 +440,9 @@ class Exchange:
         if wrong is not None:
             return [Send(server.build_ack((key[0], wrong.text or "000001"), code))]
         twice = self.board.take(Kind.ACK_TWICE, now, key=key, appkey=appkey)
-        before, session.said[key] = session.said.get(key, ack), ack
+        before = session.said.get(key, ack)
+        if code in {server.SUBSCRIBED, server.UNSUBSCRIBED}:
+            session.said[key] = ack
         if twice is None:
             return [Send(ack)]
         return [Send(before if twice.value else ack), Send(ack)]

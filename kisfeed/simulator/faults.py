@@ -29,8 +29,8 @@ class Kind(enum.StrEnum):
         DROP_KEY: the server forgets a registration without a word.
     Acknowledgements (the next ``count`` of ``tr_id``/``tr_key``):
         ACK_LOST: takes effect, is not said. ACK_LATE: said ``value`` seconds later.
-        ACK_TWICE: said twice; with a ``value``, the answer before it about the same key once more
-        and then this one. ACK_WRONG_KEY: names ``text`` as its tr_key. NACK: refused with ``code``.
+        ACK_TWICE: said twice; with a ``value``, the last yes about the same key once more and
+        then this one. ACK_WRONG_KEY: names ``text`` as its tr_key. NACK: refused with ``code``.
         STRAY_ACK: at once, an answer nobody asked for (``code``, ``tr_id``, ``tr_key``).
     Frames (the next ``count`` of ``tr_id``/``tr_key``, or all while it ``lasts``):
         EXTRA_COLUMN: ``value`` (1 if 0) columns more in every record.
