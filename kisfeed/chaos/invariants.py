@@ -559,7 +559,8 @@ def _judge(account: _Account, event: events.Trade, mode: str) -> str:
         if jump < account.lost:
             return f"sseq jumped by {jump}, LOST says {account.lost}"
     hole = event.cum_qty - event.qty - account.cum
-    if account.unmeasured or account.lost or (mode != "all" and jump):
+    # Behind a cut the numbers begin anew: they do not say whether ticks were skipped on request.
+    if account.unmeasured or account.lost or (mode != "all" and (jump or account.cut)):
         return ""
     if hole != account.missed:
         return f"a hole of {hole} shares, {account.missed} told"
