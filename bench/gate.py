@@ -107,6 +107,16 @@ def calls_of_a_join(subscribers: int) -> float:
     return calls(lambda: core.subscriber(subscribers + 1, topics, True)) / len(topics)
 
 
+def calls_of_a_leave(waiting: int) -> float:
+    """Calls for each topic of a program that leaves with so many frames unsent."""
+    core = pieces.Core(20, 1)
+    (subscriber,) = core.subscribers
+    topics = len(subscriber.streams)
+    for frame in wire.trades(20)[:waiting]:
+        core.read([frame])
+    return calls(lambda: core.engine.detach(subscriber, Instant(core.now, 0))) / topics
+
+
 def calls_of_a_state(subscribers: int) -> float:
     """Calls for each of *subscribers* when the state of the session changes."""
     core = pieces.Core(1, subscribers)
@@ -243,7 +253,8 @@ CHECKS: Final = (
     Check("calls of another subscriber, reads of 100", 0.2, partial(calls_of_another, 100)),
     Check("calls of another subscriber, reads of 1", 9, partial(calls_of_another, 1)),
     Check("calls of a send to one subscriber", 10, calls_of_a_send),
-    Check("calls of a topic joined, behind 200 subscribers", 62, partial(calls_of_a_join, 200)),
+    Check("calls of a topic joined, behind 200 subscribers", 50, partial(calls_of_a_join, 200)),
+    Check("calls of a topic left with 1000 frames unsent", 42, partial(calls_of_a_leave, 1000)),
     Check("calls of a change of state, for each of 200", 16, partial(calls_of_a_state, 200)),
     Check("calls a tick at a client", 10, partial(calls_at_a_client, clients.TYPED)),
     Check("calls a raw tick at a client", 10, partial(calls_at_a_client, clients.RAW)),

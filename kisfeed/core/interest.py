@@ -142,7 +142,9 @@ class Interest:
             passive: never creates nor keeps a slot (recorder, dashboard).
         """
         self._forget(now)
-        want = self._wants.setdefault(key, _Want())
+        want = self._wants.get(key)
+        if want is None:
+            want = self._wants[key] = _Want()
         want.hold(holder, _hold(prio, passive))
         self._update(key, want, now)
 

@@ -16,7 +16,7 @@ import attrs
 from kisfeed.kfp.messages import MAX_FRAME, Code, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -63,9 +63,8 @@ class _State:
 
 
 _Entry: TypeAlias = tuple[Any, int, Any, float]
-"""One of: a shared ``Tick``; ``(_State, sseq, item, at)``, a tick of an ended baseline;
-``(_State, ticket, _HELD, at)``; ``(_State, 0, _SETTLE, inf)``; ``(None, is_notice, item, at)``;
-``(Run, 0, _RUN, at)``."""
+"""One of: a shared ``Tick``; ``(_State, ticket, _HELD, at)``; ``(_State, 0, _SETTLE, inf)``;
+``(None, is_notice, item, at)``; ``(Run, 0, _RUN, at)``."""
 
 
 @attrs.define(eq=False)
@@ -157,6 +156,7 @@ class Outbox(Generic[T]):
     __slots__ = (
         "_barrier",
         "_conflating",
+        "_ended",
         "_front",
         "_lossy",
         "_lost",
@@ -209,6 +209,9 @@ class Outbox(Generic[T]):
         self._max_age_s = max_age_s
         self._max_age_latest_s = max_age_latest_s
         self._states: dict[int, _State] = {}
+        # By sid, oldest first: closed ones whose shared ticks may still be queued, each until
+        # what settles it is passed.
+        self._ended: dict[int, list[_State]] | None = None
         # A deque only where something has to be taken from its front: an empty one would be the
         # largest part of an idle outbox, and who keeps up does not need it.
         self._queue: list[_Entry] | deque[_Entry] = []
@@ -284,11 +287,9 @@ class Outbox(Generic[T]):
             if state.held is not None and state.ticket is None:
                 self._stand(state)
         elif self._queue:
-            # Shared ticks are found by their sid, which may be opened again: tie them to the
-            # baseline they belong to.
-            self._queue = deque(
-                (state, *entry[1:]) if entry[0] == sid else entry for entry in self._unrolled()
-            )
+            if self._ended is None:
+                self._ended = {}
+            self._ended.setdefault(sid, []).append(state)
         if self._queue or self._front or state.lost:
             self._queue.append((state, 0, _SETTLE, math.inf))
 
@@ -418,13 +419,14 @@ class Outbox(Generic[T]):
                 items.append(item)
                 continue
             if type(owner) is int:
-                state = self._states[owner]
+                state = self._baseline(owner) if self._ended else self._states[owner]
             elif item is _RUN:
                 total += self._take_run(owner, now, queue, items)
                 continue
             else:
                 state = owner
                 if item is _SETTLE:
+                    self._pass(state)
                     if state.lost:
                         items.append(self._tell(state))
                     continue
@@ -473,7 +475,7 @@ class Outbox(Generic[T]):
 
         0 where *run* was put back as single ticks.
         """
-        if not self._advance(run, now):
+        if self._ended or not self._advance(run, now):
             queue.extendleft(reversed(run.ticks))
             return 0
         self._tick_bytes -= run.size
@@ -492,13 +494,18 @@ class Outbox(Generic[T]):
         self.sent += len(run.ticks)
         return True
 
-    def _unrolled(self) -> Iterator[_Entry]:
-        """The queue, its runs as single ticks."""
-        for entry in self._queue:
-            if entry[2] is _RUN:
-                yield from entry[0].ticks
-            else:
-                yield entry
+    def _baseline(self, sid: int) -> _State:
+        """What the first shared tick of *sid* in the queue belongs to."""
+        ended = self._ended.get(sid) if self._ended else None
+        return ended[0] if ended else self._states[sid]
+
+    def _pass(self, state: _State) -> None:
+        """No tick of *state* is queued any more: what settles it was met."""
+        ended = self._ended.get(state.sid) if self._ended else None
+        if ended and ended[0] is state:
+            del ended[0]
+            if not ended and self._ended:
+                del self._ended[state.sid]
 
     def _hold(self, state: _State, tick: Tick[T]) -> None:
         replaced, state.held = state.held, tick
@@ -564,13 +571,15 @@ class Outbox(Generic[T]):
                 return
             entry = queue.popleft()
             owner, number, item, _ = entry
+            if item is _SETTLE:
+                self._pass(owner)
             if owner is None or item is _SETTLE:
                 self._front.append(entry)
                 continue
             if item is _RUN:
                 queue.extendleft(reversed(owner.ticks))
                 continue
-            state = self._states[owner] if type(owner) is int else owner
+            state = self._baseline(owner) if type(owner) is int else owner
             if item is _HELD:
                 if number != state.ticket:
                     self._void -= 1

@@ -58,7 +58,7 @@ class Topics:
         Raises:
             UnknownTopic: there is no such topic.
         """
-        return self.stream(self._catalogue.topic(name), wall_ns)
+        return self.streams.get(name) or self.stream(self._catalogue.topic(name), wall_ns)
 
     def stream(self, topic: Topic, wall_ns: int) -> TopicStream:
         """The stream of *topic*, made where it is new."""
