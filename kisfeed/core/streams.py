@@ -73,6 +73,9 @@ class _Spread(Generic[T]):
     """Gathers consecutive ticks of one audience, so that each of its outboxes takes them at once.
 
     Nothing is gathered for longer than one call of the engine.
+
+    Attributes:
+        nobody: the audience of a stream without subscribers.
     """
 
     _join: Callable[[list[T]], T] | None
@@ -81,10 +84,11 @@ class _Spread(Generic[T]):
     _known: WeakValueDictionary[tuple[int, ...], _Audience[T]] = attrs.field(
         factory=WeakValueDictionary, init=False
     )
+    nobody: _Audience[T] = attrs.field(factory=_Audience, init=False)
 
-    def nobody(self) -> _Audience[T]:
-        """The audience of a stream without subscribers."""
-        return self._shared((), ())
+    def __attrs_post_init__(self) -> None:
+        # Kept, and with it what it last became, though new streams have subscribers at once.
+        self._known[()] = self.nobody
 
     def changed(self, audience: _Audience[T], subscriber: Subscriber) -> _Audience[T]:
         """*audience* with *subscriber*, or without it where it has it."""
@@ -276,8 +280,8 @@ class TopicStream:
         self.typed = not self.schema.startswith("raw.")
         self._frame = codec.tick_frame if self.typed else _raw_frame
         self._made = events.row_maker(self.schema, self.topic.name, self.scale)
-        self._byte_audience = self.touched.frames.nobody()
-        self._event_audience = self.touched.events.nobody()
+        self._byte_audience = self.touched.frames.nobody
+        self._event_audience = self.touched.events.nobody
 
     @property
     def scale(self) -> int:
