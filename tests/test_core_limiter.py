@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from kisfeed.core import limiter
 from kisfeed.core.limiter import PROFILES, SLACK, Limiter, Place, Profile, Ticket
@@ -168,6 +168,8 @@ def test_nobody_is_granted_while_a_higher_class_waits(window: Window, plan: list
 def test_a_waiter_that_leaves_costs_nothing(
     window: Window, plan: list[Asked], others: list[float]
 ) -> None:
+    # Of two that ask at one instant the order decides, which another one in between may change.
+    assume(not {asked.at for asked in plan} & set(others))
     alone = [attrs.evolve(a) for a in plan]
     run(Limiter(window, {}, Profile(), 0.0), alone)
     among = [attrs.evolve(a) for a in plan]
