@@ -84,6 +84,14 @@ def _any_ack(right: Any) -> Any:
     return ack
 
 
+def _uncapped(right: Any) -> Any:
+    def made(self: Registrations, rules: Any, cap: int, *args: Any, **more: Any) -> None:
+        del cap
+        right(self, rules, 1000, *args, **more)
+
+    return made
+
+
 def _in_memory(_: Any) -> Any:
     async def save(self: Lease, record: Any) -> None:
         del self, record
@@ -289,7 +297,7 @@ BUGS: Final[dict[str, Bug]] = {
     "upgrade-not-charged": Bug(
         Phrase("a failed upgrade is refunded"), DialFailure, "reached_tcp", _always(value=False)
     ),
-    "cap-ignored": Bug(Phrase("the cap is a thousand"), Registrations, "cap", _always(1000)),
+    "cap-ignored": Bug(Phrase("the cap is a thousand"), Registrations, "__init__", _uncapped),
     "key-always-fresh": Bug(
         Phrase("each dial asks for a new key"), ApprovalKeys, "get", _fresh_keys
     ),
