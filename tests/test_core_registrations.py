@@ -135,6 +135,7 @@ class World:
         self.told: list[Output] = []
         self.swapped_at: list[float] = []
         self.faults: list[tuple[Fault, Meaning]] = []
+        self.overdue: set[RegKey] = set()
         self.reply_s = reply_s
         self.resync_s = resync_s
         self._wire: list[_Delivery] = []
@@ -172,6 +173,10 @@ class World:
                 case _:
                     pass
         self.check()
+
+    def _ack(self, about: RegKey, meaning: Meaning) -> list[Output]:
+        code, overdue = f"CODE-{meaning}", about in self.overdue
+        return self.regs.ack(about, meaning, code, self.now, overdue=overdue)
 
     def _send(self, message: Subscribe | Unsubscribe) -> None:
         fault, nack = self.faults.pop(0) if self.faults else (None, Meaning.UNKNOWN)
@@ -217,7 +222,7 @@ class World:
                 _, _, _, about, meaning = heapq.heappop(self._wire)
                 if meaning is Meaning.FREE:
                     self.server.unacknowledged.pop(about, None)
-                self.do(self.regs.ack(about, meaning, f"CODE-{meaning}", self.now))
+                self.do(self._ack(about, meaning))
             else:
                 self.do(self.regs.timer(self.now))
         raise AssertionError("no quiet in sight")
@@ -236,7 +241,7 @@ class World:
 
     def ack(self, about: RegKey, meaning: Meaning) -> list[Output]:
         before = len(self.told)
-        self.do(self.regs.ack(about, meaning, f"CODE-{meaning}", self.now))
+        self.do(self._ack(about, meaning))
         return self.told[before:]
 
     @property
@@ -413,7 +418,7 @@ def test_a_server_that_refuses_everything_is_asked_ever_less(meaning: Meaning) -
 def test_each_of_several_probes_is_sent_in_turn() -> None:
     world = World(ops=Window(100, 1.0)).want(*keys(1, 4)).up().run(10.0)
     for wanted in (key(3), key(1), key(4)):
-        world.do(world.regs.probe(world.now, wanted))
+        world.do(world.regs.probe(world.now, (wanted,)))
     world.do(world.regs.probe(world.now))  # one is on the way: it will tell as much
     world.run(10.0)
     assert world.all_told(ProbePassed) == [ProbePassed(k) for k in (key(3), key(1), key(4))]
@@ -995,10 +1000,10 @@ def test_a_probe_asks_for_what_is_held_and_costs_no_swap() -> None:
         world.do(world.regs.probe(world.now))
         world.run(1.0)
         assert world.told[-2:] == [Subscribe(asked), ProbePassed(asked)]
-    world.do(world.regs.probe(world.now, key(2)))
+    world.do(world.regs.probe(world.now, (key(2),)))
     world.run(1.0)
     assert world.told[-1] == ProbePassed(key(2))
-    assert world.regs.probe(world.now, key(3)) == []
+    assert world.regs.probe(world.now, (key(3),)) == []
     assert world.swaps == 0
 
 
@@ -1013,10 +1018,14 @@ def test_a_lost_probe_is_told_and_the_slot_stays(fault: Fault) -> None:
     assert world.regs.settled
 
 
-def test_a_stalled_one_that_is_refused_for_want_of_room_is_held_no_more() -> None:
+@pytest.mark.parametrize("among", [(key(1),), ()])
+def test_an_overdue_one_that_is_refused_for_want_of_room_is_held_no_more(
+    among: Sequence[RegKey],
+) -> None:
     world = World().want(key(1), key(2)).up().run(10.0)
     world.faults = [(Fault.NACK, Meaning.OVER_CAP)]
-    world.do(world.regs.probe(world.now, key(1)))
+    world.overdue = {key(1)}
+    world.do(world.regs.probe(world.now, among))
     world.run(60.0)
     begun = world.told.index(ProbeFailed(key(1)))
     assert world.told[begun : begun + 5] == [
@@ -1030,12 +1039,21 @@ def test_a_stalled_one_that_is_refused_for_want_of_room_is_held_no_more() -> Non
     assert Subscribe(key(1)) not in world.told[begun:], "there is no room for it"
 
 
-def test_one_that_was_only_asked_after_keeps_its_slot_whatever_is_said_of_room() -> None:
+def test_one_whose_data_are_not_overdue_keeps_its_slot_whatever_is_said_of_room() -> None:
     world = World().want(key(1), key(2)).up().run(10.0)
     world.faults = [(Fault.NACK, Meaning.OVER_CAP)]
-    world.do(world.regs.probe(world.now))
+    world.do(world.regs.probe(world.now, (key(1),)))
     world.run(60.0)
     assert world.held == [key(1), key(2)]
+
+
+def test_of_several_the_one_that_was_asked_for_longest_ago_is_asked_for() -> None:
+    world = World().want(*keys(1, 4)).up().run(10.0)
+    for _ in range(4):
+        world.do(world.regs.probe(world.now, (key(2), key(3), key(9))))
+        world.run(10.0)
+    probed = [told.key for told in world.told if isinstance(told, ProbePassed)]
+    assert sorted(probed[:2]) == sorted(probed[2:]) == [key(2), key(3)]
 
 
 def test_a_probe_waits_for_its_turn() -> None:

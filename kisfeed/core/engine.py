@@ -189,6 +189,8 @@ class Engine:
     _settled: bool = attrs.field(default=False, init=False)
     _crowded: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     _stalled: dict[RegKey, None] = attrs.field(factory=dict, init=False)
+    # Of notices, of which one at least did not come.
+    _unsure: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     _refused_key: RegKey | None = attrs.field(default=None, init=False)
     _unlogged: list[dict[str, object]] = attrs.field(factory=list, init=False)
     history: deque[dict[str, object]] = attrs.field(
@@ -540,7 +542,8 @@ class Engine:
         for stream in self._topics.streams.values():
             if stream.schema == NOTICE and stream.topic.tr.venue == "krx":
                 self._notices.tell(stream, kind, None, told, at.wall_ns, at.now)
-                self._registrations(self.registrations.probe(at.now, stream.topic.key), at)
+                self._unsure[stream.topic.key] = None
+                self._registrations(self.registrations.probe(at.now, (stream.topic.key,)), at)
 
     def _on_drift(self, tr: Tr, tr_id: str, width: int, at: Instant) -> None:
         if (tr_id, width) in self._drifted:
@@ -572,7 +575,9 @@ class Engine:
                 fresh = ack.msg_cd == _SUBSCRIBED
                 self._keyring.put(self.connection.epoch, ack.key[0], ack.aes, replace=fresh)
             self._connection(self.connection.acked(at.now), at)
-        self._registrations(self.registrations.ack(ack.key, meaning, ack.msg_cd, at.now), at)
+        overdue = ack.key in self._stalled or ack.key in self._unsure
+        outputs = self.registrations.ack(ack.key, meaning, ack.msg_cd, at.now, overdue=overdue)
+        self._registrations(outputs, at)
         if meaning is Meaning.IN_USE:
             self._connection(self.connection.in_use(at.now), at)
         elif meaning is Meaning.KEY_REFUSED:
@@ -627,6 +632,7 @@ class Engine:
         if was_live and not is_live:
             self.liveness.session_down(at.now)
             self._stalled.clear()
+            self._unsure.clear()
             self._keyring.drop_epoch(change.epoch)
             self._settled = False
             self._crowded.clear()
@@ -646,7 +652,7 @@ class Engine:
                 self._connection(self.connection.repaired(at.now), at)
             else:
                 # Also asked for again and again while what is missing does not come.
-                self._registrations(self.registrations.probe(at.now), at)
+                self._registrations(self.registrations.probe(at.now, self._stalled), at)
         elif change.old is State.DEGRADED:
             self._mark_held(Data.OK, Code.REALTIME_RESUMED, at, tell=True)
 
@@ -671,6 +677,7 @@ class Engine:
                     flows = self.liveness.flows(key)
                     route.quiet_before = flows and not route.had_data
                 case regs.ProbePassed(key=key):
+                    self._unsure.pop(key, None)
                     self._liveness(self.liveness.quiet_explained(key, at.now), at)
                     if self.connection.reason in {Reason.NO_DATA, Reason.SUSPENDED}:
                         self._connection(self.connection.repaired(at.now), at)
@@ -740,6 +747,7 @@ class Engine:
 
     def _unhold(self, route: Route, at: Instant, code: Code, *, tell: bool) -> None:
         route.held = False
+        self._unsure.pop(route.key, None)
         self._lanes.clear()
         self._liveness(self.liveness.unwatch(route.key, at.now), at)
         for stream in route.streams():
@@ -791,7 +799,7 @@ class Engine:
                     self._doubt(key, Data.SUSPECT, Code.RESYNCING, at)
                     if self.connection.state is not State.DEGRADED:
                         self._connection(self.connection.degraded(Reason.FEED_STALLED, at.now), at)
-                    self._registrations(self.registrations.probe(at.now, key), at)
+                    self._registrations(self.registrations.probe(at.now, (key,)), at)
                 case live.FeedOk(key=key):
                     self._log(at, "feed_ok", key=key)
                     self._stalled.pop(key, None)

@@ -23,7 +23,7 @@ from kisfeed.kis.codes import Meaning
 from kisfeed.limits import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from kisfeed.config import Session
     from kisfeed.core.interest import Interest, Score, Standing
@@ -153,7 +153,7 @@ class ProbePassed:
 class ProbeFailed:
     """No answer, or a refusal, to the probe of *key*.
 
-    Its slot stays counted and held, unless it had stalled and KIS has no room for it: then
+    Its slot stays counted and held, unless its data were overdue and KIS has no room for it: then
     :class:`Refused` follows.
     """
 
@@ -202,7 +202,6 @@ class _Flight:
     operation: Operation
     deadline: float
     probe: bool
-    stalled: bool
 
 
 @attrs.frozen
@@ -279,8 +278,7 @@ class Registrations:
         self._slots: dict[RegKey, _Slot] = {}
         self._unanswered: dict[RegKey, deque[Operation]] = {}
         self._flight: _Flight | None = None
-        # Asked for and not sent yet, and whether that is because this very one has stalled.
-        self._probes: dict[RegKey, bool] = {}
+        self._probes: dict[RegKey, None] = {}  # asked for and not sent yet
         self._promised: RegKey | None = None
         self._key_refused = False
         self._resync_asked = False
@@ -516,11 +514,21 @@ class Registrations:
         """The interest changed."""
         return self._plan(now)
 
-    def ack(self, key: RegKey, meaning: Meaning, msg_cd: str, now: float) -> list[Output]:
+    def ack(
+        self, key: RegKey, meaning: Meaning, msg_cd: str, now: float, *, overdue: bool = False
+    ) -> list[Output]:
         """KIS answered. Answers that nobody asked for, or that come too late, change nothing.
 
         ``KEY_REFUSED`` and ``IN_USE`` are not answers to the operation: it is put back as not sent
         and nothing at all is sent until :meth:`retry`.
+
+        Args:
+            key: the registration.
+            meaning: of the code.
+            msg_cd: the code.
+            now: seconds.
+            overdue: data of *key* should have come and did not: a probe of it that is refused for
+                want of room proves that KIS does not hold it.
         """
         if meaning is Meaning.KEY_REFUSED or meaning is Meaning.IN_USE:
             return self._not_taken(key, now)
@@ -532,7 +540,6 @@ class Registrations:
             return []  # something else was sent for this key since
         flight = self._flight
         probe = flight is not None and flight.key == key and flight.probe
-        stalled = probe and flight is not None and flight.stalled
         if flight is not None and flight.key == key:
             self._flight = None
         slot = self._slots.get(key)
@@ -548,7 +555,7 @@ class Registrations:
         elif slot.state is State.HELD:
             if probe:
                 outputs.append(ProbeFailed(key))
-            if stalled and meaning is Meaning.OVER_CAP:
+            if probe and overdue and meaning is Meaning.OVER_CAP:
                 # KIS forgot it and has no room for it any more. Should KIS look at its cap before
                 # at what it holds, an unsubscribe still makes both sides agree.
                 outputs += self._subscribe_refused(key, slot, meaning, msg_cd, now, doubt=True)
@@ -578,7 +585,7 @@ class Registrations:
             self._flight = None
         return [*self._held(key, slot, now), *self._plan(now)]
 
-    def probe(self, now: float, key: RegKey | None = None) -> list[Output]:
+    def probe(self, now: float, among: Collection[RegKey] = ()) -> list[Output]:
         """Ask KIS for a registration it holds: ``ProbePassed`` or ``ProbeFailed`` will tell.
 
         Nothing comes of it while nothing is held; an operation in flight is a probe already and
@@ -586,16 +593,12 @@ class Registrations:
 
         Args:
             now: seconds.
-            key: one that has stalled: refused for want of room, it is held no more; by default
-                the least recently probed.
+            among: the least recently probed of these; of all that are held by default.
         """
-        held = [k for k, slot in self._slots.items() if slot.state is State.HELD]
-        if not held or (key is not None and key not in held):
-            return []
-        if key is not None:
-            self._probes[key] = True
-        elif not self._probes:
-            self._probes[min(held, key=lambda k: self._slots[k].probed_at)] = False
+        held = {k: s.probed_at for k, s in self._slots.items() if s.state is State.HELD}
+        wanted = [key for key in held if key in among] if among else list(held)
+        if wanted and (among or not self._probes):
+            self._probes[min(wanted, key=held.__getitem__)] = None
         return self._plan(now)
 
     def reopen(self, key: RegKey, now: float) -> list[Output]:
@@ -960,8 +963,7 @@ class Registrations:
     def _perform(self, step: _Step, now: float) -> list[Output]:
         key = step.key
         timeout = self._rules.probe_timeout_s if step.probe else self._rules.ack_timeout_s
-        stalled = step.probe and self._probes[key]
-        self._flight = _Flight(key, step.operation, now + timeout, step.probe, stalled)
+        self._flight = _Flight(key, step.operation, now + timeout, step.probe)
         self._unanswered.setdefault(key, deque(maxlen=_UNANSWERED_KEPT)).append(step.operation)
         if step.probe:
             del self._probes[key]
