@@ -308,11 +308,13 @@ class Route:
         """Put *data* on its way."""
         sender, receiver = (wire.near, wire.far) if pipe is wire.up else (wire.far, wire.near)
         if receiver.closed or receiver.broken:
-            # Answered with RST, which breaks the next send; lost on a line that holds.
-            if not (pipe.held or pipe.mute):
+            # Answered with RST, which breaks both ways of the sender; lost on a line that holds.
+            back = wire.down if pipe is wire.up else wire.up
+            if not (pipe.held or pipe.mute or back.held or back.mute):
                 sender.broken = True
                 if sender is wire.near:
                     wire.ended()
+                back.wake()
             return
         if len(data) >= pipe.cut_after:
             data = data[: int(pipe.cut_after)]
