@@ -1056,6 +1056,22 @@ def test_of_several_the_one_that_was_asked_for_longest_ago_is_asked_for() -> Non
     assert sorted(probed[:2]) == sorted(probed[2:]) == [key(2), key(3)]
 
 
+@pytest.mark.parametrize("meaning", [Meaning.PERMANENT, Meaning.TRANSIENT])
+def test_data_of_one_that_was_refused_are_believed_over_the_refusal(meaning: Meaning) -> None:
+    world = World().want(key(2)).up().run(10.0)
+    world.faults = [(Fault.NACK, meaning)]
+    world.want(key(1)).run(1.0)
+    assert world.held == [key(2)]
+    assert world.regs.data(key(3), world.now) == []
+    world.server.registered[key(1)] = None
+    world.do(world.regs.data(key(1), world.now))
+    assert world.held == [key(2), key(1)]
+    assert world.regs.closed_by(key(1)) is None
+    sent = len(world.all_told(Subscribe))
+    world.run(7200.0)
+    assert len(world.all_told(Subscribe)) == sent
+
+
 def test_a_probe_waits_for_its_turn() -> None:
     world = World(ops=Window(1, 10.0)).want(key(1)).up().run(1.0)
     assert world.regs.probe(world.now) == []

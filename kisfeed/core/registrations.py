@@ -284,6 +284,7 @@ class Registrations:
         self._resync_asked = False
         self._excused = False
         self._left: dict[RegKey, None] = {}  # unsubscribed in this session: late data may come
+        self._denied: dict[RegKey, None] = {}  # refused in this session, and not asked for since
         self._notice_asked: dict[RegKey, float] = {}
         self._no_subscribe_before = -math.inf
         self._refusals = 0
@@ -505,6 +506,7 @@ class Registrations:
         self._slots.clear()
         self._unanswered.clear()
         self._left.clear()
+        self._denied.clear()
         self._notice_asked.clear()
         for key in changed:
             self._requeue(key)
@@ -574,11 +576,15 @@ class Registrations:
         return self._plan(now)
 
     def data(self, key: RegKey, now: float) -> list[Output]:
-        """A record of *key* came: proof of a subscribe whose ACK did not.
+        """A record of *key* came: proof of a subscribe whose ACK did not, or that was refused.
 
         Not after an unsubscribe in the same session: the record may be of the time before it.
         """
         slot = self._slots.get(key)
+        if slot is None and key in self._denied and key not in self._left:
+            # The refusal was an answer to something else, for KIS sends what it holds.
+            self._closed.pop(key, None)
+            slot = self._occupy(key, now)
         if slot is None or slot.state is State.HELD or key in self._left:
             return []
         if self._flight is not None and self._flight.key == key:
@@ -698,6 +704,7 @@ class Registrations:
             self._doubt(slot, now)
         else:
             del self._slots[key]
+            self._denied[key] = None
         self._requeue(key)
         return outputs
 
@@ -977,15 +984,19 @@ class Registrations:
     def _subscribe(self, key: RegKey, now: float) -> None:
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = _Slot(State.SUBSCRIBING, now, now)
+            slot = self._occupy(key, now)
             self._promised = None
-            self._previous.pop(key, None)
-            self._requeue(key)
-            self._interest.served(key)
             if key in self._reserved:
                 self._notice_asked[key] = now
         slot.tries += 1
         slot.retry_at = math.inf
+
+    def _occupy(self, key: RegKey, now: float) -> _Slot:
+        slot = self._slots[key] = _Slot(State.SUBSCRIBING, now, now)
+        self._previous.pop(key, None)
+        self._requeue(key)
+        self._interest.served(key)
+        return slot
 
     def _unsubscribe(self, step: _Step, now: float) -> list[Output]:
         key = step.key
