@@ -1159,6 +1159,19 @@ def test_a_suspended_machine_is_suspect_at_once_and_its_pauses_went_on() -> None
     assert of(Dial, c.suspended(3600.0, now + 6)), "it was waited for while asleep"
 
 
+@pytest.mark.parametrize(("slept", "dials"), [(5.0, False), (3600.0, True)])
+def test_what_was_lent_comes_back_to_a_machine_that_slept_over_it(
+    slept: float, dials: bool
+) -> None:
+    c = connection()
+    now = streaming(c, 0.0) + 100
+    c.release(1800.0, now)
+    assert (c.state, c.reason) == (State.IDLE, Reason.RELEASED)
+    assert bool(of(Dial, c.suspended(slept, now + 60))) is dials
+    if not dials:
+        assert c.next_deadline() == now + 1800 - slept
+
+
 def test_a_scaled_profile_does_everything_sooner() -> None:
     c = Connection(RULES.scaled(60), LIMITS, lambda: 0.5, Hygiene(), 0.0)
     now, dials = 0.0, []

@@ -28,7 +28,6 @@ from kisfeed.errors import UnknownOutcome
 from kisfeed.kfp.messages import Mode, Type
 from kisfeed.kis import frames
 from kisfeed.kis.codes import Meaning
-from kisfeed.rest.approval import ApprovalKeys
 from kisfeed.rest.halt import HaltSwitch
 from kisfeed.rest.journal import Journal
 from kisfeed.rest.requests import Kis
@@ -177,11 +176,11 @@ def _constantly(value: Any) -> Callable[[Any], Any]:
 
 
 def _fresh_keys(right: Any) -> Any:
-    async def get(self: ApprovalKeys, *, fresh: bool) -> Any:
-        del fresh
-        return await right(self, fresh=True)
+    def _go(self: Connection, now: float, out: Any) -> None:
+        self._key_at = None
+        right(self, now, out)
 
-    return get
+    return _go
 
 
 def _strict_text(right: Any) -> Any:
@@ -298,9 +297,7 @@ BUGS: Final[dict[str, Bug]] = {
         Phrase("a failed upgrade is refunded"), DialFailure, "reached_tcp", _always(value=False)
     ),
     "cap-ignored": Bug(Phrase("the cap is a thousand"), Registrations, "__init__", _uncapped),
-    "key-always-fresh": Bug(
-        Phrase("each dial asks for a new key"), ApprovalKeys, "get", _fresh_keys
-    ),
+    "key-always-fresh": Bug(Phrase("each dial asks for a new key"), Connection, "_go", _fresh_keys),
     "strict-utf8": Bug(
         Phrase("a byte that is no UTF-8 ends it all"), frames, "parse", _strict_text
     ),

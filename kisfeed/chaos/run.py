@@ -72,7 +72,7 @@ KIS: Final = "kis"
 LOCAL: Final = "local"
 WELL_S: Final = 7200.0
 """All is well so long after the heal, in the rules' seconds: the longest pause and some."""
-SETTLE_S: Final = 2000.0
+SETTLE_S: Final = 4500.0  # the longest pause after a refused key, and some
 _FOLDER: Final = "kisfeed-chaos-"
 _QUIET_S: Final = 8.0
 # The list that ends a doubt is read with a token, which may be tried for a quarter hour later.

@@ -774,6 +774,8 @@ class Connection:
             self._go(now, out)
         elif self.state is State.IDLE:
             self._deadline = self._state_deadline(now)
+            if self._wanted and now >= self._released_until:
+                self._go(now, out)  # what was lent is due while the machine slept
         return out
 
     # time
