@@ -18,7 +18,17 @@ from kisfeed import schemas
 from kisfeed.chaos import ordering
 from kisfeed.chaos.checks import most_within
 from kisfeed.chaos.findings import Finding
-from kisfeed.chaos.run import ACCOUNT, APPKEY, APPSECRET, HTS_ID, WELL_S, held, key_of, topic
+from kisfeed.chaos.run import (
+    ACCOUNT,
+    APPKEY,
+    APPSECRET,
+    HTS_ID,
+    QUEUE_BYTES,
+    WELL_S,
+    held,
+    key_of,
+    topic,
+)
 from kisfeed.chaos.schedule import Trouble
 from kisfeed.chaos.seen import Line, Seen, confirmed, see
 from kisfeed.core.connection import TRANSITIONS, Reason, State
@@ -240,7 +250,7 @@ def _in_use(seen: Seen, _: Limits) -> Finding:
         refused = any(a.code in _KEY_REFUSED for a in line.answers)
         if not refused:
             reissued += sum(told < at < dialled for at in issued)
-    if reissued and run.case.setup.scale == 1:
+    if reissued and not any(slept for _at, slept in run.suspensions):  # which ages a key
         faults.append(f"{reissued} approval keys issued while in use")
     return Finding(
         {Phrase("keys reissued"): reissued},
@@ -629,7 +639,7 @@ def _queues(seen: Seen, _: Limits) -> Finding:
             Phrase("q_bytes"): most,
             Phrase("q_age ms"): max((beat.q_age_ms for beat in beats), default=0),
         },
-        faults=(f"{most} bytes queued for one program",) if most > 2 * 262_144 else (),
+        faults=(f"{most} bytes queued for one program",) if most > 2 * QUEUE_BYTES else (),
     )
 
 

@@ -155,15 +155,21 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        pipe = self._tx
-        while pipe.waiting >= pipe.room:
+        pipe, rest = self._tx, bytes(data)
+        while True:
+            while pipe.waiting >= pipe.room:
+                self._check()
+                await pipe.moved.park()
             self._check()
-            await pipe.moved.park()
-        self._check()
-        if data:
-            if self._near:
-                self._wire.sent.append((trio.current_time(), bytes(data)))
-            self._route.carry(self._wire, pipe, bytes(data))
+            # A kernel takes what it has room for; the sender waits with the rest.
+            fits = len(rest) if pipe.room == math.inf else int(pipe.room) - pipe.waiting
+            if rest:
+                if self._near:
+                    self._wire.sent.append((trio.current_time(), rest[:fits]))
+                self._route.carry(self._wire, pipe, rest[:fits])
+            rest = rest[fits:]
+            if not rest:
+                return
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()

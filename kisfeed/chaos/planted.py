@@ -178,6 +178,7 @@ def _constantly(value: Any) -> Callable[[Any], Any]:
 def _fresh_keys(right: Any) -> Any:
     def _go(self: Connection, now: float, out: Any) -> None:
         self._key_at = None
+        self._key_must_be_fresh = True
         right(self, now, out)
 
     return _go

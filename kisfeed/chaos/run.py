@@ -36,6 +36,7 @@ from kisfeed.config import (
     Credentials,
     Endpoints,
     Environment,
+    Gateway,
     Orders,
     Quotes,
     Secret,
@@ -70,6 +71,7 @@ APPSECRET: Final = "canary-appsecret-93ae77"
 ACCOUNT: Final = "73519284-01"
 KIS: Final = "kis"
 LOCAL: Final = "local"
+QUEUE_BYTES: Final = 16_384
 WELL_S: Final = 7200.0
 """All is well so long after the heal, in the rules' seconds: the longest pause and some."""
 SETTLE_S: Final = 4500.0  # the longest pause after a refused key, and some
@@ -689,6 +691,8 @@ def _config(case: Case, folder: str) -> Config:
         ),
         endpoints=Endpoints("http://127.0.0.1:1", "ws://127.0.0.1:1"),
         state=StateFolder(folder),
+        # Small enough that a slow program loses ticks before it is taken for stuck.
+        gateway=Gateway(queue_bytes=QUEUE_BYTES, max_age_s=3.0),
         subscriptions=Subscriptions((topic(0),) if setup.pinned else ()),
         quotes=Quotes(poll_s=6.0),
         orders=Orders(enabled=setup.orders),
