@@ -397,6 +397,25 @@ def test_a_gap_of_the_daemon_inside_our_own_is_not_told_twice() -> None:
     assert [gap.missed_qty for gap in daemon.gaps()] == [7]
 
 
+def test_shares_that_were_told_before_a_cut_are_not_told_again_behind_it() -> None:
+    daemon = subscribed(TRADE)
+    daemon.trade(10, 100)
+    for missed in (15, 4):
+        daemon.say(Type.GAP, 1, 1, 2, _T, _T, missed, "gap_detected")
+    daemon.core.received(b"", daemon.now)  # and the row that was to follow is gone
+    daemon.welcome()
+    daemon.grant()
+    daemon.trade(5, 150)
+    gaps = [gap.missed_qty for gap in daemon.gaps()]
+    assert gaps == [15, 4, 26]
+    assert sum(filter(None, gaps)) == 150 - 100 - 5
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    daemon.grant()
+    daemon.trade(1, 160)
+    assert [gap.missed_qty for gap in daemon.gaps()] == [9]
+
+
 def test_what_is_wanted_survives_and_what_is_not_does_not() -> None:
     daemon = subscribed(TRADE, BOOK)
     request = daemon.core.unsubscribe([BOOK], daemon.now)

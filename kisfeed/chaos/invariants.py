@@ -509,7 +509,7 @@ class _Account:
 
 def _holes(seen: Seen, _: Limits) -> Finding:
     """I20: shares and ticks that a program did not get are told, exactly."""
-    shares = told = unknown = lost = 0
+    shares = told = unknown = lost = swallowed = 0
     faults: list[str] = []
     for program in seen.run.programs:
         accounts: dict[str, _Account] = {}
@@ -536,6 +536,8 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 if wrong:
                     faults.append(f"{at:.3f}: {program.name}, {event.topic}: {wrong}")
                 measured = not (account.unmeasured or account.lost) and program.mode == "all"
+                if measured and not account.cut and place is not None:
+                    swallowed += _swallowed(seen, account.place, place)
                 if account.cum is not None and event.cum_qty is not None and measured:
                     shares += max(0, event.cum_qty - (event.qty or 0) - account.cum)
                     told += account.missed
@@ -543,6 +545,8 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 accounts[event.topic] = _Account(
                     event.cum_qty, event.sseq, clock, account.place if place is None else place
                 )
+    if swallowed:
+        faults.insert(0, f"{swallowed} ticks were read and not given")
     return Finding(
         {Phrase("unexplained"): len(faults)},
         counts={
@@ -553,6 +557,24 @@ def _holes(seen: Seen, _: Limits) -> Finding:
         },
         faults=tuple(faults[:5]),
     )
+
+
+def _swallowed(seen: Seen, one: int, two: int) -> int:
+    """Ticks of the same registration that were read between two that a program got."""
+    if one < 0 or not _UNREADABLE.isdisjoint(step.kind for step in seen.run.case.steps):
+        return 0
+    first, last = seen.rows[one], seen.rows[two]
+    line = seen.line_of(last.wire)
+    key = key_of(f"trade.krx.{last.symbol}")
+    if first.wire != last.wire or any(
+        request.key == key and first.at <= request.at <= last.at for request in line.requests
+    ):
+        return 0  # what came behind an unsubscribe was nobody's
+    return sum(row.symbol == last.symbol for row in seen.rows[one + 1 : two])
+
+
+# Records that the daemon refuses to read, and says so.
+_UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra_column"})
 
 
 def _judge(account: _Account, event: events.Trade, mode: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from kisfeed.simulator.brokerage import Placed
 
 _SLACK_S: Final = 0.5
+_LOOKS_S: Final = 130.0  # a token that is refused is tried once a minute
+_LIST: Final = "/inquire-daily-ccld"
 _NOTHING_DONE: Final = (
     OrderState.NOT_SENT,
     OrderState.EXPIRED,
@@ -156,6 +159,14 @@ def twins(seen: Seen, _: Limits) -> Finding:
     return Finding({Phrase("sent beside doubts"): most}, faults=tuple(faults))
 
 
+def _unread_s(run: Run) -> float:
+    """The longest time without a look at the day's list while an order was in doubt at the end."""
+    began = run.trader.asks_from
+    ended = began + run.trader.in_doubt_s
+    reads = [at for at, path, _ in run.rest_calls if path.endswith(_LIST) and began < at < ended]
+    return max(two - one for one, two in itertools.pairwise([began, *reads, ended]))
+
+
 def settled(seen: Seen, _: Limits) -> Finding:
     """I40: every doubt ends, in KIS's truth where the list shows one candidate alone."""
     run = seen.run
@@ -174,8 +185,16 @@ def settled(seen: Seen, _: Limits) -> Finding:
             and any(f"{o.time:%Y%m%d}" == order["day"] for o in taken.get(terms[name], ()))
         ):
             faults.append(f"{name} was left to a person, and the list shows it")
+    unread = _unread_s(run)
+    if unread > _LOOKS_S:
+        faults.append(f"for {unread:.0f} s nobody looked for an order in doubt")
     return Finding(
-        {Phrase("still unknown"): sum(o["state"] in _UNSETTLED for o in run.trader.final.values())},
+        {
+            Phrase("still unknown"): sum(
+                order["state"] in _UNSETTLED for order in run.trader.final.values()
+            ),
+            Phrase("not looked for s"): round(unread, 3),
+        },
         {Phrase("settled by the list after s"): took},
         faults=tuple(faults),
     )

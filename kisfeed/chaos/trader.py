@@ -112,6 +112,7 @@ class Trader:
     posts: list[Post] = attrs.field(factory=list, init=False)
     halts: list[Halted] = attrs.field(factory=list, init=False)
     final: dict[str, Mapping[str, Any]] = attrs.field(factory=dict, init=False)
+    asks_from: float = attrs.field(default=math.inf, init=False)
     in_doubt_s: float = attrs.field(default=0.0, init=False)
 
     # What the schedule says.
@@ -148,7 +149,7 @@ class Trader:
 
     async def wind_down(self, within: float) -> None:
         """Wait until nothing is under way or unknown, and note what became of each order."""
-        began = trio.current_time()
+        began = self.asks_from = trio.current_time()
         while True:
             for name in self._unsettled():
                 known = self.final.get(name, {})

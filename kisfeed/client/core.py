@@ -181,6 +181,7 @@ class _Wanted:
         last_sseq: the newest row this client knows of, from its baseline on.
         last_rts, last_xts, last_cum: of the last row received.
         cut_sseq: the last sseq before a connection was lost, until the first row after it.
+        told_cum, told_qty: shares told as missed behind the row of this ``last_cum``.
         nseq: the last notice received.
     """
 
@@ -197,6 +198,8 @@ class _Wanted:
     last_xts: int | None = None
     last_cum: int | None = None
     cut_sseq: int | None = None
+    told_cum: int | None = None
+    told_qty: int = 0
     nseq: int | None = None
     lost: int = 0
     conflated: int = 0
@@ -616,6 +619,9 @@ class ClientCore:
             wanted = self._by_sid.get(gap[0])
             # A cut that is still open reaches to the same row: its Gap covers this one.
             if wanted is not None and wanted.cut_sseq is None:
+                if wanted.told_cum != wanted.last_cum:
+                    wanted.told_cum, wanted.told_qty = wanted.last_cum, 0
+                wanted.told_qty += gap[5] or 0
                 self.events.append(events.Gap(wanted.spec.topic, *gap))
         elif kind == Type.LOST:
             sid, from_sseq, to_sseq, n, code = _elements(message, int, int, int, int, str)
@@ -824,7 +830,7 @@ class ClientCore:
 
 
 def _missed(wanted: _Wanted, event: events.Row) -> int | None:
-    """Shares traded between the last row before a cut and *event*, none of them received.
+    """Shares traded between the last row before a cut and *event*, none received, none told yet.
 
     A tick's own shares are received with it; an image repeats a trade, so its shares are missed.
     """
@@ -837,6 +843,8 @@ def _missed(wanted: _Wanted, event: events.Row) -> int | None:
     if _day(wanted.last_xts) != _day(event.xts):
         return None
     missed = now_qty - before - own
+    if wanted.told_cum == before:  # a Gap came, and the row behind it did not
+        missed -= wanted.told_qty
     return missed if missed >= 0 else None
 
 
