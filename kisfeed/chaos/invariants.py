@@ -313,6 +313,13 @@ def _teardown(seen: Seen, _: Limits) -> Finding:
         most = max(most, took)
         if took > run.rules.close_timeout_s + _SLACK_S:
             faults.append(f"{line.close_sent:.3f}: open for {took:.3f} s after its close frame")
+    for line in seen.lines:
+        life, wire = line.life, line.wire
+        if life is None or life.how not in {"stop", "end"} or not wire.closed_by_dialler:
+            continue
+        # A connection that a daemon leaves standing holds the slot at KIS until KIS notices.
+        if line.upgraded_at < life.told_at <= wire.down_at and math.isinf(line.close_sent):
+            faults.append(f"{wire.down_at:.3f}: left without a close frame")
     ended = [w for w in run.kis.wires if w.near.closed or w.near.broken]
     left = len(run.kis.wires) - len(ended)
     if left and not run.crash:

@@ -16,7 +16,7 @@ import trio
 from kisfeed.client.core import ClientCore
 from kisfeed.core import engine, outbox
 from kisfeed.core.breaker import Breaker
-from kisfeed.core.connection import Connection, DialFailure
+from kisfeed.core.connection import Close, Connection, DialFailure
 from kisfeed.core.engine import Engine
 from kisfeed.core.gaps import Missed, VolumeAccount
 from kisfeed.core.liveness import Liveness
@@ -252,6 +252,14 @@ def _not_looked_up(right: Any) -> Any:
     return doubt
 
 
+def _left_open(right: Any) -> Any:
+    def _perform(self: Upstream, action: Any) -> None:
+        if not isinstance(action, Close):
+            right(self, action)
+
+    return _perform
+
+
 BUGS: Final[dict[str, Bug]] = {
     "backoff-reset-at-connect": Bug(
         Phrase("the backoff starts over when a connection opens"),
@@ -329,15 +337,9 @@ BUGS: Final[dict[str, Bug]] = {
     "order-late": Bug(
         Phrase("an order goes out however old"), Book, "deadline", _constantly(math.inf)
     ),
-    "close-not-done": Bug(Phrase("a Close is not performed"), Upstream, "close", lambda _: _later),
+    "close-not-done": Bug(Phrase("a Close is not performed"), Upstream, "_perform", _left_open),
 }
 """By name."""
-
-
-async def _later(self: Upstream) -> None:
-    """Leave without ending the session."""
-    del self
-    await trio.lowlevel.checkpoint()
 
 
 @contextmanager
