@@ -74,11 +74,11 @@ def _freed_when_sent(right: Any) -> Any:
 
 
 def _any_ack(right: Any) -> Any:
-    def ack(self: Registrations, key: Any, meaning: Meaning, msg_cd: str, now: float) -> Any:
+    def ack(self: Registrations, key: Any, meaning: Meaning, *args: Any, **more: Any) -> Any:
         slot = self._slots.get(key)
         if meaning is Meaning.HELD and slot is not None and slot.state is not State.HELD:
             self._unanswered[key] = deque([Operation.SUBSCRIBE])
-        return right(self, key, meaning, msg_cd, now)
+        return right(self, key, meaning, *args, **more)
 
     return ack
 
