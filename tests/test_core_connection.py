@@ -64,12 +64,18 @@ def dialled(c: Connection, now: float) -> float:
     raise AssertionError("no dial")
 
 
-def streaming(c: Connection, now: float) -> float:
-    """Bring *c* to STREAMING; returns when."""
+def subscribed(c: Connection, now: float) -> float:
+    """Bring *c* to where every registration is acknowledged; returns when."""
     now = dialled(c, now)
     c.opened(c.epoch, now)
     c.acked(now)
     c.settled(now)
+    return now
+
+
+def streaming(c: Connection, now: float) -> float:
+    """Bring *c* to STREAMING; returns when."""
+    now = subscribed(c, now)
     c.data(now)
     assert c.state is State.STREAMING
     return now
@@ -678,10 +684,7 @@ def test_our_own_stop_is_charged_but_no_young_death() -> None:
 
 def test_a_crash_with_a_session_open_waits_until_kis_has_forgotten_it() -> None:
     c = connection()
-    now = dialled(c, 0.0)
-    c.opened(1, now)
-    c.acked(now)
-    c.settled(now)
+    now = subscribed(c, 0.0)
     c.data(now)
     record = of(SaveHygiene, c.data(now + 61) + c.pingpong(now + 61))[-1].record
     assert (record.open, record.proved) == (True, True)
@@ -1019,10 +1022,7 @@ def test_a_dead_link_is_aborted_and_then_waited_for() -> None:
 
 def test_silence_of_data_alone_never_kills_a_session() -> None:
     c = connection()
-    now = dialled(c, 0.0)
-    c.opened(1, now)
-    c.acked(now)
-    c.settled(now)
+    now = subscribed(c, 0.0)
     probes = 0
     for _ in range(500):
         now = min(now + 12, c.next_deadline())
@@ -1138,10 +1138,7 @@ def test_a_released_session_is_lent_and_taken_back() -> None:
 
 def test_barren_loops_open_the_breaker_and_close_an_old_enough_session() -> None:
     c = connection()
-    now = dialled(c, 0.0)
-    c.opened(1, now)
-    c.acked(now)
-    c.settled(now)
+    now = subscribed(c, 0.0)
     for _ in range(4):
         assert c.looped(now + 70) == []
     out = c.looped(now + 70)
@@ -1300,10 +1297,7 @@ def test_a_dial_that_is_given_up_is_over_and_counts_from_then_on() -> None:
 
 def test_the_same_market_told_again_moves_nothing() -> None:
     c = connection()
-    now = dialled(c, 0.0)
-    c.opened(c.epoch, now)
-    c.acked(now)
-    c.settled(now)
+    now = subscribed(c, 0.0)
     due = c.next_deadline()
     assert c.market(True, None, now + 30) == []
     assert c.next_deadline() == due
@@ -1355,10 +1349,7 @@ def test_a_session_that_was_proved_is_no_loop_however_it_ends() -> None:
 
 def test_the_first_data_end_the_doubt_that_none_come() -> None:
     c = connection()
-    now = dialled(c, 0.0)
-    c.opened(c.epoch, now)
-    c.acked(now)
-    c.settled(now)
+    subscribed(c, 0.0)
     due = c.next_deadline()
     c.timer(due)
     assert (c.state, c.reason) == (State.DEGRADED, Reason.NO_DATA)

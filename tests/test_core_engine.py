@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
@@ -47,6 +48,9 @@ from tests.engine_bench import (
     statuses,
     trade,
 )
+
+if TYPE_CHECKING:
+    from kisfeed.core.streams import Subscriber
 
 KEY = ("H0STCNT0", "005930")
 NOTICE_KEY = ("H0STCNI0", "someone")
@@ -860,23 +864,32 @@ def test_who_waited_for_a_slot_is_told_when_one_is_coming() -> None:
     assert statuses(bench.take(second), BOOK)[-1].data is Data.OK
 
 
+def give_way(bench: Bench, mine: Subscriber, other: Subscriber, topic: str) -> None:
+    """*mine* lets its trades go for *other*'s *topic* and takes them up again."""
+    bench.wait(100.0)
+    bench.engine.unsubscribe(mine, None, bench.at())
+    bench.engine.subscribe(other, [SubSpec(topic)], bench.at())
+    bench.wait(700.0)
+    bench.engine.unsubscribe(other, None, bench.at())
+    bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
+    bench.settle()
+
+
+def barren_loops(bench: Bench) -> object:
+    breaker = bench.engine.connection.status(bench.now)["breaker"]
+    assert isinstance(breaker, dict)
+    return breaker["barren_loops"]
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_topic_given_up_without_data_and_taken_again_is_a_loop(*, quiet: bool) -> None:
     bench = Bench(cap=1)
     mine, other = bench.subscribe(TRADE), bench.subscriber()
     if not quiet:
         bench.rows(trade(10))
-    bench.wait(100.0)
-    bench.engine.unsubscribe(mine, None, bench.at())
-    bench.engine.subscribe(other, [SubSpec(BOOK)], bench.at())
-    bench.wait(700.0)
-    bench.engine.unsubscribe(other, None, bench.at())
-    bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
-    bench.settle()
+    give_way(bench, mine, other, BOOK)
     assert bench.sent[-1] == (True, KEY)
-    breaker = bench.engine.connection.status(bench.now)["breaker"]
-    assert isinstance(breaker, dict)
-    assert breaker["barren_loops"] == int(quiet)
+    assert barren_loops(bench) == int(quiet)
 
 
 # The hours of the exchange.
@@ -1389,18 +1402,10 @@ def test_order_news_that_no_notice_brought_makes_kis_be_asked_for_the_notices() 
 def test_a_loop_is_counted_once() -> None:
     bench = Bench(cap=1)
     mine, other = bench.subscribe(TRADE), bench.subscriber()
-    bench.wait(100.0)
-    bench.engine.unsubscribe(mine, None, bench.at())
-    bench.engine.subscribe(other, [SubSpec(BOOK)], bench.at())
-    bench.wait(700.0)
-    bench.engine.unsubscribe(other, None, bench.at())
-    bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
-    bench.settle()
+    give_way(bench, mine, other, BOOK)
     bench.lose()
     bench.reconnect()
-    breaker = bench.engine.connection.status(bench.now)["breaker"]
-    assert isinstance(breaker, dict)
-    assert breaker["barren_loops"] == 1
+    assert barren_loops(bench) == 1
 
 
 def test_a_topic_that_had_data_once_is_a_loop_when_it_has_none_any_more() -> None:
@@ -1408,16 +1413,8 @@ def test_a_topic_that_had_data_once_is_a_loop_when_it_has_none_any_more() -> Non
     mine, other = bench.subscribe(TRADE), bench.subscriber()
     bench.rows(trade(10))
     for number in range(2):
-        bench.wait(100.0)
-        bench.engine.unsubscribe(mine, None, bench.at())
-        bench.engine.subscribe(other, [SubSpec(f"book.krx.{number:06}")], bench.at())
-        bench.wait(700.0)
-        bench.engine.unsubscribe(other, None, bench.at())
-        bench.engine.subscribe(mine, [SubSpec(TRADE)], bench.at())
-        bench.settle()
-    breaker = bench.engine.connection.status(bench.now)["breaker"]
-    assert isinstance(breaker, dict)
-    assert breaker["barren_loops"] == 1
+        give_way(bench, mine, other, f"book.krx.{number:06}")
+    assert barren_loops(bench) == 1
 
 
 def test_answers_that_do_not_come_are_in_the_history() -> None:
