@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgpack
@@ -20,6 +20,9 @@ from bench import ends, pieces, wire
 from kisfeed.client.core import ClientCore, specs
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.messages import Code, Data, Stream, Type
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
 
 _SYMBOLS: Final = 20
 _READ: Final = 65_536
@@ -140,38 +143,35 @@ def blocking(path: str, tally: Tally) -> None:
                 return
 
 
-def trio(path: str, tally: Tally) -> None:
-    import trio as library  # noqa: PLC0415
+def on_trio(path: str, tally: Tally) -> None:
+    import trio  # noqa: PLC0415
 
     import kisfeed  # noqa: PLC0415
 
-    async def run() -> None:
-        async with kisfeed.open_client(socket=path) as kf:
-            await kf.subscribe(*TYPED)
-            async for event in kf:
-                if tally.add(event):
-                    return
-
-    library.run(run)
+    trio.run(_follow, kisfeed.open_client(socket=path), tally)
 
 
-def asyncio(path: str, tally: Tally) -> None:
-    import asyncio as library  # noqa: PLC0415
+def on_asyncio(path: str, tally: Tally) -> None:
+    import asyncio  # noqa: PLC0415
 
     from kisfeed import aio  # noqa: PLC0415
 
-    async def run() -> None:
-        async with aio.connect(socket=path) as kf:
-            await kf.subscribe(*TYPED)
-            async for event in kf:
-                if tally.add(event):
-                    return
-
-    library.run(run())
+    asyncio.run(_follow(aio.connect(socket=path), tally))
 
 
-CLIENTS: Final = {"kisfeed.connect": blocking, "kisfeed.open_client (Trio)": trio}
-CLIENTS["kisfeed.aio.connect (asyncio)"] = asyncio
+async def _follow(opening: AbstractAsyncContextManager[Any], tally: Tally) -> None:
+    async with opening as kf:
+        await kf.subscribe(*TYPED)
+        async for event in kf:
+            if tally.add(event):
+                return
+
+
+CLIENTS: Final = {
+    "kisfeed.connect": blocking,
+    "kisfeed.open_client (Trio)": on_trio,
+    "kisfeed.aio.connect (asyncio)": on_asyncio,
+}
 
 
 def through_socket(name: str) -> float:
