@@ -557,10 +557,10 @@ class Registrations:
         elif slot.state is State.HELD:
             if probe:
                 outputs.append(ProbeFailed(key))
-            if probe and overdue and meaning is Meaning.OVER_CAP:
-                # KIS forgot it and has no room for it any more. Should KIS look at its cap before
-                # at what it holds, an unsubscribe still makes both sides agree.
-                outputs += self._subscribe_refused(key, slot, meaning, msg_cd, now, doubt=True)
+                if overdue and meaning is Meaning.OVER_CAP:
+                    # KIS forgot it and has no room for it any more. Should KIS look at its cap
+                    # before at what it holds, an unsubscribe still makes both sides agree.
+                    outputs += self._subscribe_refused(key, slot, meaning, msg_cd, now, doubt=True)
         else:
             outputs += self._subscribe_refused(
                 key, slot, meaning, msg_cd, now, doubt=bool(unanswered)
@@ -580,12 +580,14 @@ class Registrations:
 
         Not after an unsubscribe in the same session: the record may be of the time before it.
         """
+        if key in self._left:
+            return []
         slot = self._slots.get(key)
-        if slot is None and key in self._denied and key not in self._left:
+        if slot is None and key in self._denied:
             # The refusal was an answer to something else, for KIS sends what it holds.
             self._closed.pop(key, None)
             slot = self._occupy(key, now)
-        if slot is None or slot.state is State.HELD or key in self._left:
+        if slot is None or slot.state is State.HELD:
             return []
         if self._flight is not None and self._flight.key == key:
             self._flight = None
@@ -993,6 +995,7 @@ class Registrations:
 
     def _occupy(self, key: RegKey, now: float) -> _Slot:
         slot = self._slots[key] = _Slot(State.SUBSCRIBING, now, now)
+        self._denied.pop(key, None)
         self._previous.pop(key, None)
         self._requeue(key)
         self._interest.served(key)
