@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from kisfeed.chaos.run import Run
     from kisfeed.limits import Limits
 
+# Records that the daemon refuses to read, and says so.
+_UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra_column"})
 _KEY_REFUSED: Final = frozenset({"OPSP0010", "OPSP0011", "OPSP9994"})
 _SLACK_S: Final = 0.5  # a word from the daemon to a program, and the step of a clock
 _COMMAND_S: Final = 5.0
@@ -518,6 +520,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
     """I20: shares and ticks that a program did not get are told, exactly."""
     shares = told = unknown = lost = swallowed = 0
     faults: list[str] = []
+    readable = _UNREADABLE.isdisjoint(step.kind for step in seen.run.case.steps)
     for program in seen.run.programs:
         accounts: dict[str, _Account] = {}
         for at, event, name in program.log:
@@ -543,7 +546,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 if wrong:
                     faults.append(f"{at:.3f}: {program.name}, {event.topic}: {wrong}")
                 measured = not (account.unmeasured or account.lost) and program.mode == "all"
-                if measured and not account.cut and place is not None:
+                if measured and readable and not account.cut and place is not None:
                     swallowed += _swallowed(seen, account.place, place)
                 if account.cum is not None and event.cum_qty is not None and measured:
                     shares += max(0, event.cum_qty - (event.qty or 0) - account.cum)
@@ -568,7 +571,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
 
 def _swallowed(seen: Seen, one: int, two: int) -> int:
     """Ticks of the same registration that were read between two that a program got."""
-    if one < 0 or not _UNREADABLE.isdisjoint(step.kind for step in seen.run.case.steps):
+    if one < 0:
         return 0
     first, last = seen.rows[one], seen.rows[two]
     line = seen.line_of(last.wire)
@@ -578,10 +581,6 @@ def _swallowed(seen: Seen, one: int, two: int) -> int:
     ):
         return 0  # what came behind an unsubscribe was nobody's
     return sum(row.symbol == last.symbol for row in seen.rows[one + 1 : two])
-
-
-# Records that the daemon refuses to read, and says so.
-_UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra_column"})
 
 
 def _judge(account: _Account, event: events.Trade, mode: str) -> str:

@@ -157,9 +157,7 @@ class Stream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
         pipe, rest = self._tx, bytes(data)
         while True:
-            while pipe.waiting >= pipe.room:
-                self._check()
-                await pipe.moved.park()
+            await self._room()
             self._check()
             # A kernel takes what it has room for; the sender waits with the rest.
             fits = len(rest) if pipe.room == math.inf else int(pipe.room) - pipe.waiting
@@ -173,6 +171,9 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
+        await self._room()
+
+    async def _room(self) -> None:
         while self._tx.waiting >= self._tx.room:
             self._check()
             await self._tx.moved.park()
