@@ -30,7 +30,7 @@ from kisfeed.core.pacing import Hygiene
 from kisfeed.core.streams import Subscriber
 from kisfeed.core.subscriptions import SubSpec
 from kisfeed.gateway.channel import EventChannel
-from kisfeed.kfp.events import Event, row_event
+from kisfeed.kfp.events import Event, row_maker
 from kisfeed.kfp.messages import Mode, Type
 from kisfeed.kis import server
 from kisfeed.kis.catalogue import Catalogue
@@ -231,7 +231,7 @@ def in_process(batch: int) -> tuple[float, float]:
     """Handing ticks to a task: our batches, and a memory channel of single ones; us a tick."""
     ticks = 20_000
     row = wire.trade_values("100000", 1)[:15]
-    event = row_event("trade.v1", "trade.krx.1", 0, Type.TICK, 1, 1, 0, None, 0, row)
+    event = row_maker("trade.v1", "trade.krx.1", 0)([Type.TICK, 1, 1, 0, None, 0, *row])
 
     async def ours() -> None:
         box: Outbox[Event] = Outbox(

@@ -13,7 +13,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from kisfeed.core.outbox import Outbox
 from kisfeed.gateway.channel import EventChannel, EventPump
-from kisfeed.kfp.events import Event, Gap, Lost, Trade, row_event
+from kisfeed.kfp.events import Event, Gap, Lost, Trade, row_maker
 from kisfeed.kfp.messages import Code, Mode, Type
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ROW = (71_000, 10, 100, *([None] * 12))
 
 
 def tick(sseq: int, kind: Type = Type.TICK) -> Event:
-    return row_event("trade.v1", TOPIC, 0, kind, 1, sseq, 0, None, 1, ROW)
+    return row_maker("trade.v1", TOPIC, 0)([kind, 1, sseq, 0, None, 1, *ROW])
 
 
 def gap(number: int = 0) -> Gap:

@@ -24,9 +24,8 @@ _TRADE: list[Any] = [
 def _trade(
     row: list[Any] = _TRADE, *, kind: int = Type.TICK, scale: int = 0, flags: int = 0
 ) -> events.Trade:
-    event = events.row_event(
-        "trade.v1", "trade.krx.005930", scale, kind, 1, 42, flags, _T, _T + 123_456_789, row
-    )
+    made = events.row_maker("trade.v1", "trade.krx.005930", scale)
+    event = made([kind, 1, 42, flags, _T, _T + 123_456_789, *row])
     assert isinstance(event, events.Trade)
     return event
 
@@ -87,7 +86,7 @@ def test_fields_of_the_future_are_ignored_and_missing_ones_are_nil(width: int) -
 
 @pytest.mark.parametrize("sides", [[[1, 2], [3], [], [4]], [None, None, None, None], [7, 7, 7, 7]])
 def test_a_book_has_tuples_whatever_came(sides: list[Any]) -> None:
-    book = events.row_event("book.v1", "b", 0, 20, 1, 1, 0, None, 1, ["0", *sides, 1, 2, 3, 4])
+    book = events.row_maker("book.v1", "b", 0)([20, 1, 1, 0, None, 1, "0", *sides, 1, 2, 3, 4])
     assert isinstance(book, events.Book)
     for side, came in zip((book.asks, book.ask_qtys, book.bids, book.bid_qtys), sides, strict=True):
         assert side == (tuple(came) if isinstance(came, list) else ())
@@ -95,7 +94,8 @@ def test_a_book_has_tuples_whatever_came(sides: list[Any]) -> None:
 
 
 def test_a_schema_without_a_class_is_raw() -> None:
-    raw = events.row_event("raw.X", "raw.X.1", 0, 20, 1, 1, 0, None, 1, ["1", "2", "3"], ("A", "B"))
+    made = events.row_maker("raw.X", "raw.X.1", 0, ("A", "B"))
+    raw = made([20, 1, 1, 0, None, 1, "1", "2", "3"])
     assert isinstance(raw, events.Raw)
     assert raw.fields == ("1", "2", "3")
     assert raw.by_name() == {"A": "1", "B": "2"}

@@ -474,21 +474,3 @@ def _raw_maker(of_tick: tuple[Any, ...], of_image: tuple[Any, ...]) -> Callable[
         return event
 
     return make
-
-
-def row_event(
-    schema: str,
-    topic: str,
-    scale: int,
-    kind: int,
-    sid: int,
-    sseq: int,
-    flags: int,
-    xts: int | None,
-    rts: int,
-    row: Sequence[Any],
-    names: tuple[str, ...] = (),
-) -> Row:
-    """One event as :func:`row_maker` makes them, of a message in parts."""
-    made = row_maker(schema, topic, scale, names)
-    return made([kind, sid, sseq, flags, xts, rts, *row])
