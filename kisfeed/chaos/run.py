@@ -19,6 +19,7 @@ import math
 import os
 import re
 import tempfile
+from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -127,8 +128,8 @@ class Program:
 
     Attributes:
         mode: of delivery; pace: seconds it takes over each event.
-        log: every event, when it was seen; None marks where a topic was let go or taken up
-            again, whose name is the third element.
+        log: every event, when it was seen; None marks where a topic, the third element, was let
+            go: behind what was at hand of it then, which is seen later.
     """
 
     name: str
@@ -140,17 +141,24 @@ class Program:
     log: list[tuple[float, Event | None, str]] = attrs.field(factory=list)
     client: Client | None = None
     stalled_until: float = -math.inf
+    _core: ClientCore = attrs.field(init=False)
+    _taken: int = attrs.field(default=0, init=False)
+    _let_go: deque[tuple[int, str]] = attrs.field(factory=deque, init=False)
 
     async def run(self, rng: Seeded, priority: Callable[[str], int]) -> None:
         """Stay subscribed, whatever happens."""
-        core = ClientCore(self.name, jitter=rng.random, wait=True, heartbeats=True)
+        core = self._core = ClientCore(self.name, jitter=rng.random, wait=True, heartbeats=True)
         client = self.client = Client(core, self.route.dial)
         try:
             await client.greet()
             for name in self.topics:
                 await self.take_up(name, priority(name))
             async for event in client:
-                self.log.append((trio.current_time(), event, ""))
+                now = trio.current_time()
+                while self._let_go and self._let_go[0][0] <= self._taken:
+                    self.log.append((now, None, self._let_go.popleft()[1]))
+                self.log.append((now, event, ""))
+                self._taken += 1
                 if self.pace:
                     await trio.sleep(self.pace)
                 if self.stalled_until > trio.current_time():
@@ -164,13 +172,12 @@ class Program:
         assert self.client is not None
         with suppress(ServerRefused):
             await self.client.subscribe(name, mode=self.mode, hz=self.hz, prio=prio)
-        self.log.append((trio.current_time(), None, name))
 
     async def let_go(self, name: str) -> None:
         """Unsubscribe."""
         assert self.client is not None
+        self._let_go.append((self._taken + len(self._core.events), name))
         await self.client.unsubscribe(name)
-        self.log.append((trio.current_time(), None, name))
 
 
 @attrs.define(eq=False)
@@ -310,7 +317,7 @@ class Run:
 
 
 def _text(event: Event | None, name: str) -> str:
-    return f"(un)subscribed {name}" if event is None else repr(event)
+    return f"has let go {name}" if event is None else repr(event)
 
 
 @attrs.define(eq=False)
@@ -567,9 +574,11 @@ class _World:
             if name in program.topics:
                 if len(program.topics) > 1:
                     program.topics.remove(name)
+                    self.note("lets go", name)
                     await program.let_go(name)
             else:
                 program.topics.append(name)
+                self.note("takes up", name)
                 await program.take_up(name)
         except (Disconnected, NoDaemon, KeyError, AssertionError):
             self.note("churn failed", name)

@@ -114,14 +114,17 @@ class Trader:
     final: dict[str, Mapping[str, Any]] = attrs.field(factory=dict, init=False)
     asks_from: float = attrs.field(default=math.inf, init=False)
     in_doubt_s: float = attrs.field(default=0.0, init=False)
+    _named: int = attrs.field(default=0, init=False)
+    _terms: Terms | None = attrs.field(default=None, init=False)
 
     # What the schedule says.
 
     async def place(self, number: int) -> None:
         """Place an order of new terms; an odd *number* takes those of the order before."""
-        known = {asked.id: asked.terms for asked in self.asked}
-        terms = list(known.values())[-1] if known and number % 2 else self._terms(len(known))
-        await self._place(f"o{len(known) + 1}", terms, number)
+        self._named += 1
+        if self._terms is None or number % 2 == 0:
+            self._terms = self._new_terms()
+        await self._place(f"o{self._named}", self._terms, number)
 
     async def again(self, number: int) -> None:
         """Ask once more for an order that was asked for."""
@@ -201,11 +204,11 @@ class Trader:
 
     # Parts.
 
-    def _terms(self, number: int) -> Terms:
+    def _new_terms(self) -> Terms:
         symbol = self._rng.choice(_SYMBOLS)
         tape = self._tape(symbol)
         side = "sell" if symbol != _SYMBOLS[2] and self._rng.random() < 0.3 else "buy"
-        return symbol, side, number + 1, tape.base - tape.base % tape.step(tape.base)
+        return symbol, side, self._named, tape.base - tape.base % tape.step(tape.base)
 
     async def _place(self, name: str, terms: Terms, number: int) -> None:
         symbol, side, qty, price = terms
