@@ -83,8 +83,13 @@ def run_seeds(
     if jobs <= 1:
         yield from map(task, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=250) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(jobs, _leave_interrupts_to_the_parent, maxtasksperchild=250) as pool:
         yield from pool.imap_unordered(task, seeds, chunksize=2)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @attrs.define

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kisfeed.cli.failures import INTERRUPTED
 from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, Option, common
 
@@ -108,16 +109,21 @@ def command(
         raise click.exceptions.Exit(_week(as_json=as_json))
     from kisfeed.chaos.campaign import Report, run_seeds
 
-    report = Report()
-    for verdict in _watched(run_seeds(numbers, jobs), len(numbers), minutes):
-        report.add(verdict)
-    files = list(_kept(report.broken, replays))
+    report, stopped = Report(), False
+    try:
+        for verdict in _watched(run_seeds(numbers, jobs), len(numbers), minutes):
+            report.add(verdict)
+    except KeyboardInterrupt:
+        if not report.runs:
+            raise
+        stopped = True
+    files = list(_kept(report.broken, replays, small=not stopped))
     if as_json:
         answer = {**report.to_map(), "replays": [str(file) for file in files]}
         click.echo(json.dumps(answer, ensure_ascii=False))
     else:
         _show(report, files)
-    raise click.exceptions.Exit(FOUND if report.broken else 0)
+    raise click.exceptions.Exit(FOUND if report.broken else INTERRUPTED if stopped else 0)
 
 
 @command.command("replay", cls=Command, help=N_("Play a failure again, step by step."))
@@ -174,7 +180,7 @@ def _bar(console: Console) -> Any:
 
 
 def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> Iterator[Verdict]:
-    """The same, with a bar on stderr, until the time is up."""
+    """The same, with a bar and each violation on stderr, until the time is up."""
     from rich.console import Console
 
     from kisfeed.seams import SystemClock
@@ -185,8 +191,9 @@ def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> 
         task = progress.add_task(_("storms"), total=None if total == _ENDLESS else total)
         for verdict in verdicts:
             yield verdict
-            broken += bool(verdict.faults)
-            if broken:
+            if verdict.faults:
+                broken += 1
+                progress.console.print(_first_fault(verdict), markup=False, highlight=False)
                 text = _("storms, {bad} with violations").format(bad=broken)
                 progress.update(task, description=f"[red]{text}[/]")
             progress.advance(task)
@@ -194,13 +201,18 @@ def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> 
                 return
 
 
-def _kept(broken: list[Verdict], folder: Path) -> Iterator[Path]:
-    """Write failures down; the first one of each kind is made small, which takes minutes."""
+def _first_fault(verdict: Verdict) -> str:
+    name, faults = next(iter(verdict.faults.items()))
+    return f"seed {verdict.seed}: {name}: {faults[0]}"
+
+
+def _kept(broken: list[Verdict], folder: Path, *, small: bool) -> Iterator[Path]:
+    """Write failures down; *small* makes the first one of each kind so, which takes minutes."""
     from rich.console import Console
 
     from kisfeed.chaos import run, schedule, shrink
 
-    names = {next(iter(verdict.faults)) for verdict in broken}
+    names = {next(iter(verdict.faults)) for verdict in broken} if small else set()
 
     def step(_case: object) -> None:
         progress.advance(task)
@@ -261,10 +273,7 @@ def _show(report: Report, files: list[Path]) -> None:
         )
     )
     for verdict, file in zip(report.broken, files, strict=True):
-        name, faults = next(iter(verdict.faults.items()))
-        click.echo(
-            f"seed {verdict.seed}: {name}: {faults[0]}\n  kisfeed chaos replay {file} --trace"
-        )
+        click.echo(f"{_first_fault(verdict)}\n  kisfeed chaos replay {file} --trace")
 
 
 def _digests(seeds: range, *, as_json: bool) -> int:
