@@ -22,7 +22,7 @@ from kisfeed.chaos.run import (
     ACCOUNT,
     APPKEY,
     APPSECRET,
-    HTS_ID,
+    NOTICES,
     QUEUE_BYTES,
     WELL_S,
     held,
@@ -351,7 +351,7 @@ def _agreement(seen: Seen, _: Limits) -> Finding:
     unlike = held(ending.slots) ^ theirs
     if any(step.kind == "kis.drop_key" for step in seen.run.case.steps):
         # No silence tells that KIS forgot to send notices; order news that came without one do.
-        unlike -= {key_of(f"notice.krx.{HTS_ID}")}
+        unlike -= {key_of(NOTICES)}
     if math.isinf(ending.settled_after):
         return Finding(faults=("never settled after the heal",))
     return Finding(
@@ -410,7 +410,7 @@ def _pinned(seen: Seen, _: Limits) -> Finding:
     run = seen.run
     names = [topic(0)] if run.case.setup.pinned else []
     if run.case.setup.notices:
-        names.append(f"notice.krx.{HTS_ID}")
+        names.append(NOTICES)
     evicted = [
         f"{at:.3f}: {event.topic} preempted"
         for at, event, _name in run.programs[0].log

@@ -52,7 +52,7 @@ from kisfeed.gateway.server import serve
 from kisfeed.kfp import events
 from kisfeed.seams import Seeded, VirtualClock, seeded_rng
 from kisfeed.seoul import KST
-from kisfeed.simulator import Fault, Kind, Options, Rules
+from kisfeed.simulator import Fault, Happening, Kind, Options, Rules
 from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 OPEN: Final = dt.datetime(2026, 11, 18, 10, tzinfo=KST)
 HTS_ID: Final = "chaos"
+NOTICES: Final = f"notice.krx.{HTS_ID}"
 APPKEY: Final = "canary-appkey-5b1fd0c2"
 APPSECRET: Final = "canary-appsecret-93ae77"
 ACCOUNT: Final = "73519284-01"
@@ -667,14 +668,21 @@ class _World:
         """What the first program wants is open, refused for good, or without a slot."""
         client = self.programs[0].client
         assert client is not None
-        # A cap that was learnt holds for the session, whatever KIS allows by then.
-        capped = len(self.sim.exchange.registered()) >= self.case.setup.cap or any(
+        # A cap that was learnt holds for the session, whatever KIS allows by then; and notices
+        # that KIS forgot to send keep their slot, for no silence tells of it.
+        held = {*self.sim.exchange.registered(), *self._forgotten_notices()}
+        capped = len(held) >= self.case.setup.cap or any(
             step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
         )
         return self.session_lives() and all(
             s.stream in {1, _CLOSED} or (capped and s.code not in _UNDECIDED)
             for s in client.subscriptions.values()
         )
+
+    def _forgotten_notices(self) -> set[tuple[str, str] | None]:
+        lines = self.sim.exchange.history
+        keys = {line.key for line in lines if line.what is Happening.FORGOTTEN}
+        return keys & {key_of(NOTICES)}
 
     async def ask(self, name: str) -> Mapping[str, Any]:
         """A call of the daemon's, by a program that wants nothing else."""
@@ -859,7 +867,7 @@ def _people(world: _World) -> None:
     every = [topic(n) for n in range(setup.topics)]
     draw = seeded_rng(world.case.seed + 11)
     mode = draw.choice(["latest", "latest", "hz", "trade_safe"])
-    all_of_it = every + ([f"notice.krx.{HTS_ID}"] if setup.notices else [])
+    all_of_it = every + ([NOTICES] if setup.notices else [])
     world.programs += [
         Program("all", "all", 0.0, 0.0, all_of_it, world.door),
         Program(mode, mode, 2.0 if mode == "hz" else 0.0, 0.0, every[:5], world.door),
