@@ -79,8 +79,8 @@ WELL_S: Final = 7200.0
 SETTLE_S: Final = 4500.0  # the longest pause after a refused key, and some
 _FOLDER: Final = "kisfeed-chaos-"
 _QUIET_S: Final = 8.0
-# The list that ends a doubt is read with a token, which may be tried for a quarter hour later.
-_DOUBT_S: Final = 2 * Orders().human_after_s + 1000.0
+_TOKEN_PAUSE_S: Final = 1000.0  # the longest pause after refused tokens, and some; at any scale
+_DOUBT_S: Final = 2 * Orders().human_after_s + _TOKEN_PAUSE_S  # a token reads what ends a doubt
 _STEP_S: Final = 0.5
 _STORE_S: Final = 0.003
 _EXIT_S: Final = 30.0
@@ -666,6 +666,10 @@ class _World:
 
     def settled(self) -> bool:
         """What the first program wants is open, refused for good, or without a slot."""
+        return self.session_lives() and not self.unsettled()
+
+    def unsettled(self) -> set[str]:
+        """The codes of what is nothing of that."""
         client = self.programs[0].client
         assert client is not None
         # A cap that was learnt holds for the session, whatever KIS allows by then; and notices
@@ -674,10 +678,11 @@ class _World:
         capped = len(held) >= self.case.setup.cap or any(
             step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
         )
-        return self.session_lives() and all(
-            s.stream in {1, _CLOSED} or (capped and s.code not in _UNDECIDED)
+        return {
+            s.code
             for s in client.subscriptions.values()
-        )
+            if s.stream not in {1, _CLOSED} and not (capped and s.code not in _UNDECIDED)
+        }
 
     def _forgotten_notices(self) -> set[tuple[str, str] | None]:
         lines = self.sim.exchange.history
@@ -882,6 +887,9 @@ async def _wind_down(world: _World) -> Ending:
     settled = math.inf
     if well < math.inf:
         settled = well + await world.until(world.settled, SETTLE_S / scale)
+        if world.unsettled() == {"upstream_down"}:
+            # Polled for want of a slot, and the token is waited for.
+            settled = well + SETTLE_S / scale + await world.until(world.settled, _TOKEN_PAUSE_S)
     # Until every topic has a row after the last hole.
     gap = max(1, len(world.sim.exchange.registered())) / world.case.setup.rate_hz
     await trio.sleep(3 * gap)
