@@ -674,7 +674,7 @@ class _World:
         assert client is not None
         # A cap that was learnt holds for the session, whatever KIS allows by then; and notices
         # that KIS forgot to send keep their slot, for no silence tells of it.
-        held = {*self.sim.exchange.registered(), *self._forgotten_notices()}
+        held = self._forgotten_notices().union(self.sim.exchange.registered())
         capped = len(held) >= self.case.setup.cap or any(
             step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
         )
