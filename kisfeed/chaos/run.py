@@ -669,13 +669,13 @@ class _World:
         return self.session_lives() and not self.unsettled()
 
     def unsettled(self) -> set[str]:
-        """The codes of what is nothing of that."""
+        """The codes of the first program's streams that are neither live nor answered for good."""
         client = self.programs[0].client
         assert client is not None
         # A cap that was learnt holds for the session, whatever KIS allows by then; and notices
         # that KIS forgot to send keep their slot, for no silence tells of it.
-        held = self._forgotten_notices().union(self.sim.exchange.registered())
-        capped = len(held) >= self.case.setup.cap or any(
+        taken = self._forgotten_notices().union(self.sim.exchange.registered())
+        capped = len(taken) >= self.case.setup.cap or any(
             step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
         )
         return {
