@@ -82,6 +82,7 @@ class Bench:
         sent: registrations as handed out, ``(subscribe, key)``.
         actions: everything else that was handed out.
         answers: what KIS says to a registration of a key; ``None`` for nothing.
+        registered: what KIS holds in this session, by its usual answers.
     """
 
     rules: Session = attrs.field(factory=Session)
@@ -93,6 +94,7 @@ class Bench:
     sent: list[tuple[bool, RegKey]] = attrs.field(factory=list)
     actions: list[object] = attrs.field(factory=list)
     answers: dict[RegKey, str | None] = attrs.field(factory=dict)
+    registered: dict[RegKey, None] = attrs.field(factory=dict)
     engine: Engine = attrs.field(init=False)
     _conns: int = 0
 
@@ -166,16 +168,25 @@ class Bench:
                 case FetchKey():
                     self.engine.key_ready(self.at())
                 case Dial(epoch=epoch):
+                    self.registered.clear()
                     self.engine.opened(epoch, self.at())
                 case SendRegistration(key=key, register=register):
                     self.sent.append((register, key))
-                    usual = server.SUBSCRIBED if register else server.UNSUBSCRIBED
-                    code = self.answers.get(key, usual)
+                    code = self.answers.get(key, self._usual(key, register=register))
+                    if code == server.SUBSCRIBED:
+                        self.registered[key] = None
+                    elif code == server.UNSUBSCRIBED:
+                        self.registered.pop(key, None)
                     if code is not None:
                         self.ack(key, code)
                 case _:
                     self.actions.append(action)
         return bool(actions)
+
+    def _usual(self, key: RegKey, *, register: bool) -> str:
+        if not register:
+            return server.UNSUBSCRIBED
+        return server.ALREADY_SUBSCRIBED if key in self.registered else server.SUBSCRIBED
 
     def ack(self, key: RegKey, code: str, aes: AesKey | None = None) -> None:
         encrypted = key[0] in CATALOGUE.trs and CATALOGUE.trs[key[0]].encrypted

@@ -1303,6 +1303,8 @@ def test_the_same_market_told_again_moves_nothing() -> None:
     assert c.next_deadline() == due
     c.market(True, 9000.0, now + 30)
     assert c.next_deadline() == due + 30
+    assert c.market(True, 9000.000_002, now + 40) == []  # of two clocks, read one after the other
+    assert c.next_deadline() == due + 30
 
 
 def test_data_are_a_sign_of_life_to_who_doubts() -> None:

@@ -53,8 +53,13 @@ if TYPE_CHECKING:
     from kisfeed.core.streams import Subscriber
 
 KEY = ("H0STCNT0", "005930")
+BOOK_KEY = ("H0STASP0", "005930")
 NOTICE_KEY = ("H0STCNI0", "someone")
 PING = server.pingpong("20261120110000")
+
+
+def book() -> list[str]:
+    return record("H0STASP0", MKSC_SHRN_ISCD="005930")
 
 
 def symbols(count: int) -> list[str]:
@@ -167,7 +172,7 @@ def test_unsubscribing_names_only_what_was_subscribed() -> None:
     assert bench.engine.unsubscribe(subscriber, None, bench.at()) == []
     bench.settle()
     # A warm registration stays, and a session inside hours too.
-    assert bench.sent == [(True, KEY), (True, ("H0STASP0", "005930"))]
+    assert bench.sent == [(True, KEY), (True, BOOK_KEY)]
     assert bench.closes() == []
 
 
@@ -284,13 +289,13 @@ def test_a_break_is_told_before_the_row_that_ends_it() -> None:
     bench = Bench()
     subscriber = bench.subscribe(TRADE, BOOK)
     bench.rows(trade(100))
-    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    bench.frames(server.data_frame("H0STASP0", [book()]))
     before = bench.rts
     bench.take(subscriber)
     bench.lose()
     bench.reconnect()
     bench.rows(trade(250, qty=30))
-    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    bench.frames(server.data_frame("H0STASP0", [book()]))
     told = [e for e in bench.take(subscriber) if isinstance(e, Gap | events.Row)]
     assert [type(e).__name__ for e in told] == ["Gap", "Trade", "Gap", "Book"]
     gap, row, book_gap, _ = told
@@ -445,7 +450,7 @@ def test_pinned_topics_are_held_without_any_program() -> None:
     bench.engine.pin(TRADE, bench.at(), pinned=False)
     bench.engine.pin(BOOK, bench.at(), pinned=True)
     bench.settle()
-    assert bench.sent[1:] == [(True, ("H0STASP0", "005930"))]
+    assert bench.sent[1:] == [(True, BOOK_KEY)]
     with pytest.raises(UnknownTopic):
         bench.engine.pin("trade.mars.1", bench.at(), pinned=True)
 
@@ -471,7 +476,7 @@ def test_a_row_nobody_registered_is_counted_and_not_delivered() -> None:
     bench = Bench()
     subscriber = bench.subscribe(TRADE)
     bench.rows(trade(100, symbol="000660"))
-    bench.frames(server.data_frame("H0STASP0", [record("H0STASP0", MKSC_SHRN_ISCD="005930")]))
+    bench.frames(server.data_frame("H0STASP0", [book()]))
     assert rows_of(bench.take(subscriber)) == []
     assert bench.engine.counts[Count.LATE] == 2
 
@@ -674,6 +679,65 @@ def test_notices_that_may_be_missed_are_told_when_the_topic_is_held_again() -> N
     assert bench.engine.counts[Count.GAPS] == 1
 
 
+@pytest.mark.parametrize("topic", [NOTICE, TRADE])
+def test_what_had_no_row_yet_is_missed_over_a_link_that_died_silently_too(topic: str) -> None:
+    bench = Bench()
+    program = bench.subscribe(topic)
+    bench.answers = {KEY: None, NOTICE_KEY: None}
+    while bench.engine.connection.live:
+        bench.wait(10)
+    bench.answers = {}
+    bench.reconnect()
+    if topic == TRADE:
+        bench.rows(trade(100))
+    told = bench.take(program)
+    assert Data.SUSPECT in {e.data for e in told if isinstance(e, events.Session)}
+    assert {(gap.topic, gap.missed_qty) for gap in gaps(told)} == {(topic, None)}
+
+
+def quiet_book(*, forgotten: bool) -> tuple[Bench, list[events.Event]]:
+    """A book that had a row, then none for long enough to be asked about, then one."""
+    bench = Bench()
+    program = bench.subscribe(TRADE, BOOK)
+    bench.rows(book(), tr_id="H0STASP0")
+    if forgotten:
+        del bench.registered[BOOK_KEY]
+    for second in range(200):
+        bench.rows(trade(100 + second * 10))
+        bench.wait(1)
+    assert bench.sent[-1] == (True, BOOK_KEY), "asked about"
+    bench.rows(book(), tr_id="H0STASP0")
+    return bench, bench.take(program)
+
+
+def test_a_registration_that_kis_had_let_go_and_takes_anew_is_a_gap() -> None:
+    bench, seen = quiet_book(forgotten=True)
+    assert [e["topic"] for e in told(bench, "registration_renewed")] == [BOOK]
+    (gap,) = gaps(seen)
+    assert (gap.topic, gap.missed_qty, gap.code) == (BOOK, None, Code.GAP_DETECTED)
+
+
+def test_a_registration_that_kis_still_has_is_no_gap() -> None:
+    bench, seen = quiet_book(forgotten=False)
+    assert told(bench, "registration_renewed") == []
+    assert gaps(seen) == []
+
+
+def test_notices_that_kis_had_let_go_are_missed_since_it_last_said_that_it_has_them() -> None:
+    bench = Bench()
+    trader = bench.subscribe(NOTICE)
+    acked = bench.rts
+    bench.wait(5)
+    del bench.registered[NOTICE_KEY]
+    bench.engine.recovered("fill", {}, bench.at())  # by the list of the day, and KIS is asked
+    bench.settle()
+    (gap,) = gaps(bench.take(trader))
+    assert (gap.topic, gap.from_rts, gap.missed_qty) == (NOTICE, acked, None)
+    assert gap.to_rts is not None
+    assert gap.to_rts >= acked + 5 * 10**9
+    assert bench.engine.counts[Count.GAPS] == 1
+
+
 def test_an_already_subscribed_answer_does_not_replace_the_key_in_use() -> None:
     bench = Bench()
     trader = bench.subscribe(NOTICE)
@@ -844,7 +908,7 @@ def test_a_topic_that_lost_its_slot_is_not_called_stalled() -> None:
     stalls = len(told(bench, "feed_stalled"))
     bench.subscribe(BOOK, prio=5)
     bench.wait(2.0)
-    assert bench.sent[-1] == (True, ("H0STASP0", "005930"))
+    assert bench.sent[-1] == (True, BOOK_KEY)
     feeds = bench.engine.liveness.status(bench.now)["feeds"]
     assert isinstance(feeds, dict)
     assert list(feeds) == ["H0STASP0.005930"]

@@ -471,7 +471,7 @@ class Connection:
             now: the scheduler's clock.
         """
         out: list[Output] = []
-        if (is_open, next_open) == (self._market_open, self._next_open):
+        if is_open == self._market_open and _about_equal(next_open, self._next_open):
             return out
         self._market_open, self._next_open = is_open, next_open
         if self.state is State.SUBSCRIBED:
@@ -1150,6 +1150,13 @@ class Connection:
             hold_s=self._hold,
             breaker=self._breaker.record(now),
         )
+
+
+def _about_equal(one: float | None, other: float | None) -> bool:
+    """The same moment: it was worked out from two clocks, which are never read at one instant."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) < 1.0
 
 
 #: Inputs that may change the reason alone.

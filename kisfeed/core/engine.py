@@ -29,7 +29,7 @@ from kisfeed.core.topics import Topics
 from kisfeed.kfp import events
 from kisfeed.kfp.messages import Code, Data, Mode, Stream, Type
 from kisfeed.kis import frames, notices, rows
-from kisfeed.kis.codes import Meaning
+from kisfeed.kis.codes import SUBSCRIBED, Meaning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,6 @@ _LIVE: Final = frozenset({State.AUTHENTICATED, State.SUBSCRIBED, State.STREAMING
 _READY: Final = frozenset({State.SUBSCRIBED, State.STREAMING})
 _BY_LINK: Final = frozenset({Reason.LINK_SILENT, Reason.SUSPENDED})
 _EVENTS_KEPT: Final = 50
-_SUBSCRIBED: Final = "OPSP0000"
 _MOST_LANES: Final = 1024
 _LOOK_AGAIN_S: Final = 1.0  # rows that say the same of the market are not looked at more often
 
@@ -572,7 +571,7 @@ class Engine:
             tr = self.catalogue.trs.get(ack.key[0])
             if tr is not None and tr.encrypted and ack.aes is not None:
                 # "Already subscribed" may bring a key that the running stream does not use.
-                fresh = ack.msg_cd == _SUBSCRIBED
+                fresh = ack.msg_cd == SUBSCRIBED
                 self._keyring.put(self.connection.epoch, ack.key[0], ack.aes, replace=fresh)
             self._connection(self.connection.acked(at.now), at)
         overdue = ack.key in self._stalled or ack.key in self._unsure
@@ -676,11 +675,8 @@ class Engine:
                     route = self._topics.route(key)
                     flows = self.liveness.flows(key)
                     route.quiet_before = flows and not route.had_data
-                case regs.ProbePassed(key=key):
-                    self._unsure.pop(key, None)
-                    self._liveness(self.liveness.quiet_explained(key, at.now), at)
-                    if self.connection.reason in {Reason.NO_DATA, Reason.SUSPENDED}:
-                        self._connection(self.connection.repaired(at.now), at)
+                case regs.ProbePassed():
+                    self._on_probe_passed(output, at)
                 case regs.Preempted(key=key):
                     self._unhold(self._topics.route(key), at, Code.PREEMPTED, tell=True)
                 case regs.Promoted(key=key):
@@ -729,6 +725,7 @@ class Engine:
         route.held = True
         route.had_data = False
         route.data_at = -math.inf
+        route.acked_rts = at.wall_ns
         self.liveness.watch(key, at.now)
         for stream in route.streams():
             stream.held = True
@@ -738,12 +735,30 @@ class Engine:
             if was is Code.PREEMPTED:
                 code = Code.PROMOTED
             self._set(stream, Stream.OPEN, Data.OK, code, at)
-            # The next order may be long in coming, so what may be missed is not told with it.
-            if stream.schema == NOTICE and stream.tell_break(at.wall_ns, at.now):
-                self.counts[Count.GAPS] += 1
+            self._tell_break(stream, at)
         if route.quiet_before:
             route.quiet_before = False
             self._connection(self.connection.looped(at.now), at)
+
+    def _on_probe_passed(self, passed: regs.ProbePassed, at: Instant) -> None:
+        route = self._topics.route(passed.key)
+        self._unsure.pop(route.key, None)
+        if passed.renewed:
+            # It was let go without a word, some time after KIS last said that it has it.
+            self._log(at, "registration_renewed", key=route.key)
+            for stream in route.streams():
+                stream.break_off(route.acked_rts)
+                stream.held = True
+                self._tell_break(stream, at)
+        route.acked_rts = at.wall_ns
+        self._liveness(self.liveness.quiet_explained(route.key, at.now), at)
+        if self.connection.reason in {Reason.NO_DATA, Reason.SUSPENDED}:
+            self._connection(self.connection.repaired(at.now), at)
+
+    def _tell_break(self, stream: TopicStream, at: Instant) -> None:
+        # The next order may be long in coming, so what may be missed is not told with it.
+        if stream.schema == NOTICE and stream.tell_break(at.wall_ns, at.now):
+            self.counts[Count.GAPS] += 1
 
     def _unhold(self, route: Route, at: Instant, code: Code, *, tell: bool) -> None:
         route.held = False

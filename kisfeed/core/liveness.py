@@ -234,10 +234,10 @@ class Liveness:
         return [FeedOk(key)]
 
     def quiet_explained(self, key: RegKey, now: float) -> list[Output]:
-        """The silence of *key* is proven real, so no trade was missed.
+        """Why *key* is silent is known: KIS said that it holds it.
 
-        Proof is the ACK of its new registration, or a REST price whose volume did not move. The
-        key gets twice this silence before it is asked about again.
+        The key gets twice this silence before it is asked about again, also where KIS had let it
+        go: whatever KIS answers, it is asked ever less often.
         """
         feed = self._feeds.get(key)
         if feed is None or not feed.stalled:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import attrs
 
 from kisfeed.core.pacing import SlidingWindows
-from kisfeed.kis.codes import Meaning
+from kisfeed.kis.codes import SUBSCRIBED, Meaning
 from kisfeed.limits import Window
 
 if TYPE_CHECKING:
@@ -144,9 +144,14 @@ class CapLearned:
 
 @attrs.frozen
 class ProbePassed:
-    """KIS answered for *key*: the session and the registration live."""
+    """KIS answered for *key*: the session and the registration live.
+
+    Attributes:
+        renewed: KIS took it as a new one, hence had let the one before it go.
+    """
 
     key: RegKey
+    renewed: bool = False
 
 
 @attrs.frozen
@@ -553,7 +558,7 @@ class Registrations:
         elif meaning is Meaning.HELD:
             outputs += self._held(key, slot, now)
             if probe:
-                outputs.append(ProbePassed(key))
+                outputs.append(ProbePassed(key, renewed=msg_cd == SUBSCRIBED))
         elif slot.state is State.HELD:
             if probe:
                 outputs.append(ProbeFailed(key))

@@ -371,7 +371,8 @@ class TopicStream:
         """Rows may be missed from *rts* on: the next row comes after a GAP."""
         if self.held:
             self.held = False
-            if self.broken_at is None and (self.last is not None or self.data is Data.OK):
+            # Also before its first row: open it was, suspect or not, and one may have come.
+            if self.broken_at is None and (self.last is not None or self.data is not Data.NONE):
                 self.broken_at = rts
         self.break_code = Code.GAP_DETECTED
 

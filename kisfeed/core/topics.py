@@ -30,6 +30,7 @@ class Route:
     quiet_before: bool = False  # given up without data, and taken again
     had_data: bool = False
     data_at: float = -math.inf  # liveness knows of data until then
+    acked_rts: int = 0  # when KIS last said that it holds it
     said: tuple[Any, ...] | None = None  # of the market, by the last row that was looked at
     look_again: float = -math.inf
 

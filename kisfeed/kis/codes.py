@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+SUBSCRIBED: Final = "OPSP0000"
+"""KIS took a registration that it did not hold before."""
 
 
 class Meaning(enum.StrEnum):

@@ -15,13 +15,15 @@ import attrs
 from cryptography.hazmat.primitives import padding
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from kisfeed.kis import codes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kisfeed.kis.catalogue import RegKey
     from kisfeed.kis.control import AesKey
 
-SUBSCRIBED: Final = "OPSP0000"
+SUBSCRIBED: Final = codes.SUBSCRIBED
 UNSUBSCRIBED: Final = "OPSP0001"
 ALREADY_SUBSCRIBED: Final = "OPSP0002"
 NOT_SUBSCRIBED: Final = "OPSP0003"
