@@ -84,13 +84,23 @@ class Daemon:
             "code": "none",
         }
 
-    def trade(self, qty: int | None, cum: int | None, *, image: bool = False, at: int = 0) -> None:
+    def trade(
+        self,
+        qty: int | None,
+        cum: int | None,
+        *,
+        image: bool = False,
+        at: int = 0,
+        topic: str = TRADE,
+        dated: bool = True,
+    ) -> None:
         if not image:
-            self.sseqs[TRADE] += 1
+            self.sseqs[topic] += 1
         kind = Type.IMAGE if image else Type.TICK
         row = [71000, qty, cum]
         ts = _T + at * 10**9
-        self.say(kind, self.sids[TRADE], self.sseqs[TRADE], 0, ts, ts, *row)
+        xts = ts if dated else None
+        self.say(kind, self.sids[topic], self.sseqs[topic], 0, xts, ts, *row)
 
     def taken(self) -> list[events.Event]:
         happened = list(self.core.events)
@@ -414,6 +424,33 @@ def test_shares_that_were_told_before_a_cut_are_not_told_again_behind_it() -> No
     daemon.grant()
     daemon.trade(1, 160)
     assert [gap.missed_qty for gap in daemon.gaps()] == [9]
+
+
+@pytest.mark.parametrize(
+    ("topic", "apart_s", "known"),
+    [
+        ("trade.overseas.DNASAAPL", 50 * 60, True),  # over midnight in Seoul
+        ("trade.overseas.DNASAAPL", 18 * 3600, False),  # another day in New York
+        ("trade.nightfut.101W9000", 13 * 3600, False),
+        ("trade.idxfut.A05612", 50 * 60, False),
+        ("trade.idxfut.A05612", 10 * 60, True),
+        (TRADE, 10 * 60, True),
+    ],
+)
+@pytest.mark.parametrize("dated", [True, False])
+def test_shares_are_counted_over_a_cut_within_one_trading_day(
+    topic: str, apart_s: int, known: bool, dated: bool
+) -> None:
+    daemon = subscribed(topic)
+    to_midnight = 86_400 - (_T // 10**9 + 9 * 3600) % 86_400
+    at = to_midnight - 20 * 60  # twenty minutes before, in Seoul
+    daemon.trade(10, 1000, topic=topic, at=at, dated=dated)
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    daemon.grant()
+    daemon.trade(10, 5000, topic=topic, at=at + apart_s, dated=dated)
+    (gap,) = daemon.gaps()
+    assert gap.missed_qty == (3990 if known else None)
 
 
 def test_what_is_wanted_survives_and_what_is_not_does_not() -> None:

@@ -695,6 +695,64 @@ def test_what_had_no_row_yet_is_missed_over_a_link_that_died_silently_too(topic:
     assert {(gap.topic, gap.missed_qty) for gap in gaps(told)} == {(topic, None)}
 
 
+AAPL = "trade.overseas.DNASAAPL"
+
+
+def aapl(day: str, seoul: str, cum: int, qty: int) -> list[str]:
+    """A trade of the New York day *day*, at the date and time *seoul*."""
+    named = {"RSYM": "DNASAAPL", "TYMD": day, "KYMD": seoul[:8], "KHMS": seoul[8:]}
+    return record("HDFSCNT0", **named, TVOL=cum, EVOL=qty)
+
+
+def after_a_break(first: list[str], second: list[str], topic: str, tr_id: str) -> int | None:
+    """The shares told as missed where a session was lost between two rows."""
+    bench = Bench()
+    program = bench.subscribe(topic)
+    bench.rows(first, tr_id=tr_id)
+    bench.lose()
+    bench.wait(16 * 3600)
+    assert bench.engine.connection.live
+    bench.take(program)
+    bench.rows(second, tr_id=tr_id)
+    (gap,) = gaps(bench.take(program))
+    return gap.missed_qty
+
+
+def test_one_date_in_seoul_is_two_trading_days_in_new_york() -> None:
+    night = aapl("20261119", "20261120050000", 1000, 10)
+    evening = aapl("20261120", "20261120233000", 5000, 10)
+    assert after_a_break(night, evening, AAPL, "HDFSCNT0") is None
+
+
+def test_midnight_in_seoul_ends_no_trading_day_in_new_york() -> None:
+    bench = Bench()
+    program = bench.subscribe(AAPL)
+    bench.rows(aapl("20261119", "20261119235959", 1000, 10), tr_id="HDFSCNT0")
+    bench.rows(aapl("20261119", "20261120000000", 1510, 10), tr_id="HDFSCNT0")
+    assert [(g.missed_qty, g.code) for g in gaps(bench.take(program))] == [(500, Code.VOLUME_JUMP)]
+
+
+def future(cum: int, qty: int) -> list[str]:
+    return record("H0IFCNT0", FUTS_SHRN_ISCD="A05612", ACML_VOL=cum, LAST_CNQN=qty)
+
+
+def test_a_record_without_a_date_counts_on_the_day_it_was_received() -> None:
+    told = after_a_break(future(1000, 10), future(5000, 10), "trade.idxfut.A05612", "H0IFCNT0")
+    assert told is None, "another day"
+
+
+def test_a_night_of_futures_is_one_trading_day() -> None:
+    bench = Bench()
+    bench.now += 12 * 3600 + 59 * 60 - 1000  # 23:59
+    night = "trade.nightfut.101W9000"
+    program = bench.subscribe(night)
+    for cum in (1000, 1510):
+        row = record("H0MFCNT0", FUTS_SHRN_ISCD="101W9000", ACML_VOL=cum, LAST_CNQN=10)
+        bench.rows(row, tr_id="H0MFCNT0")
+        bench.now += 120
+    assert [g.missed_qty for g in gaps(bench.take(program))] == [500]
+
+
 def quiet_book(*, forgotten: bool) -> tuple[Bench, list[events.Event]]:
     """A book that had a row, then none for long enough to be asked about, then one."""
     bench = Bench()

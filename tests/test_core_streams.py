@@ -485,14 +485,13 @@ def test_the_image_is_the_newer_of_row_and_polled_price(polled_at: int, shown: i
     assert image[1].cum_qty == shown
 
 
-def test_the_account_does_not_measure_over_a_row_without_a_time() -> None:
+def test_a_row_without_a_time_counts_on_the_day_it_was_received() -> None:
     hall = Hall()
-    days = []
-    for xts in (RTS, None, RTS):
-        hall.row(100, xts=xts)
-        days.append(hall.stream._day)
-    assert days[0] == days[2]
-    assert days[1] is None
+    subscriber = hall.join()
+    hall.row(100, xts=RTS)
+    hall.row(200, xts=None)
+    (gap,) = [e for e in take(subscriber) if isinstance(e, Gap)]
+    assert gap.missed_qty is not None
 
 
 def test_who_left_has_the_sid_open_no_more() -> None:

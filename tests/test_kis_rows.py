@@ -249,6 +249,16 @@ def test_an_overseas_trade_is_dated_by_its_korean_columns() -> None:
     assert made[0]["xts"] == moment("20230502 221912")
 
 
+@pytest.mark.parametrize(("text", "day"), [("20230502", 20230502), ("", 0), ("2023-5-2", 0)])
+def test_an_overseas_trade_counts_on_its_exchange_s_own_day(text: str, day: int) -> None:
+    tr = REAL.trs["HDFSCNT0"]
+    days = RowMaker(tr, tr.usual).trading_day
+    assert days is not None
+    assert days(record(tr.usual, TYMD=text)) == day
+    shares = REAL.trs["H0STCNT0"]
+    assert RowMaker(shares, shares.usual).trading_day is None
+
+
 def test_an_overseas_book_has_ten_interleaved_levels() -> None:
     _, (row,) = golden_rows("hdfsasp0-portal")
     assert (row["bids"][0], row["asks"][0]) == (1_828_500, 1_828_700)

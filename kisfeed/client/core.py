@@ -28,6 +28,9 @@ GREETING_S: Final = 5.0  # a daemon answers HELLO within this
 REQUEST_S: Final = 30.0  # any request is answered within this
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 5.0
+# Venues whose trading day is not Seoul's date; between two such days lies more than an hour.
+_PAST_MIDNIGHT: Final = ("overseas", "osfut", "night")
+_HOUR_NS: Final = 3600 * 10**9
 GRACE_S: Final = 0.1  # a shell looks so long for bytes that came while its caller was busy
 SETTLED_S: Final = 5.0  # a connection that lived so long was a good one: the backoff starts over
 
@@ -840,7 +843,7 @@ def _missed(wanted: _Wanted, event: events.Row) -> int | None:
     own = 0 if event.image else event.qty
     if type(before) is not int or type(now_qty) is not int or type(own) is not int:
         return None
-    if _day(wanted.last_xts) != _day(event.xts):
+    if not _one_day(wanted, event):
         return None
     missed = now_qty - before - own
     if wanted.told_cum == before:  # a Gap came, and the row behind it did not
@@ -848,8 +851,15 @@ def _missed(wanted: _Wanted, event: events.Row) -> int | None:
     return missed if missed >= 0 else None
 
 
-def _day(xts: int | None) -> int | None:
-    return None if xts is None else day_number(xts)
+def _one_day(wanted: _Wanted, event: events.Row) -> bool:
+    """Whether *event* is surely of the same trading day as the last row, whose volume goes on."""
+    before = wanted.last_rts if wanted.last_xts is None else wanted.last_xts
+    after = event.rts if event.xts is None else event.xts
+    if before is None:
+        return False
+    if wanted.spec.topic.split(".")[1].startswith(_PAST_MIDNIGHT):
+        return abs(after - before) < _HOUR_NS
+    return day_number(before) == day_number(after)
 
 
 def _whole(value: object) -> int:

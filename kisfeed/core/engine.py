@@ -491,7 +491,9 @@ class Engine:
                 self._on_notice(typed, fields, rts, now)
             else:
                 row, xts = maker.typed(fields) if typed.typed else (fields, None)
-                gap = typed.row(row, xts, rts, now)
+                days = maker.trading_day
+                day = None if days is None else days(fields)
+                gap = typed.row(row, xts, rts, now, False, day)
                 telling = TELLING.get(typed.schema)
                 if telling is not None:
                     said = telling(row)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TICK: Final = int(Type.TICK)
+_BY_NIGHT: Final = frozenset({"nightfut", "nightopt"})  # 18:00 to 06:00: one day, noon to noon
 _POLL_ROOM: Final = 32_768  # a subscriber behind by more gets the next polled image, not this one
 
 
@@ -273,11 +274,13 @@ class TopicStream:
     _event_audience: _Audience[events.Event] = attrs.field(init=False)
     _frame: Callable[..., bytes] = attrs.field(init=False)
     _made: Callable[[list[Any]], events.Event] = attrs.field(init=False)
-    _day: int | None = None  # its midnight in Seoul
+    _starts_ns: int = attrs.field(init=False)  # of a trading day, after midnight in Seoul
+    _day: int = -DAY_NS  # when the trading day started
 
     def __attrs_post_init__(self) -> None:
         self.trades = self.schema == "trade.v1"
         self.typed = not self.schema.startswith("raw.")
+        self._starts_ns = DAY_NS // 2 if self.topic.tr.venue in _BY_NIGHT else 0
         self._frame = codec.tick_frame if self.typed else _raw_frame
         self._made = events.row_maker(self.schema, self.topic.name, self.scale)
         self._byte_audience = self.touched.frames.nobody
@@ -309,21 +312,30 @@ class TopicStream:
             self._event_audience = touched.events.changed(self._event_audience, subscriber)
 
     def row(
-        self, row: Sequence[Any], xts: int | None, rts: int, now: float, plain: bool = False
+        self,
+        row: Sequence[Any],
+        xts: int | None,
+        rts: int,
+        now: float,
+        plain: bool = False,
+        trading_day: int | None = None,
     ) -> Missed | None:
         """Number a row and publish it to every outbox; the gap before it, if any, is told first.
 
         It is in the outboxes after ``touched.settle()``. *plain* says that a row of texts is known
-        to be ASCII.
+        to be ASCII; *trading_day* is as :class:`~kisfeed.kis.rows.RowMaker` gives it.
         """
         gap: Missed | None = None
         flags = 0
         if self.trades:
-            day = self._day
-            if xts is None:
-                day = self._day = None
-            elif day is None or not 0 <= xts - day < DAY_NS:
-                day = self._day = day_number(xts) * DAY_NS - KST_NS
+            if trading_day is not None:
+                day = trading_day or None
+            else:
+                day = self._day
+                at = rts if xts is None else xts
+                if not 0 <= at - day < DAY_NS:
+                    starts = self._starts_ns
+                    day = self._day = day_number(at - starts) * DAY_NS - KST_NS + starts
             gap, correction = self.volume.trade(
                 row[1], row[2], day, broken=self.broken_at is not None
             )

@@ -119,6 +119,7 @@ _TABLES: Final = {
 }
 _NUMBERS: Final = frozenset({"price", "whole"})
 _DATED: Final = (("BSOP_DATE", "STCK_CNTG_HOUR"), ("KYMD", "KHMS"), ("STND_DATE1", "TRNM_HOUR"))
+_TRADING_DAY: Final = "TYMD"
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     **{schema: tuple(table) for schema, table in _TABLES.items()},
@@ -146,15 +147,21 @@ class RowMaker:
         typed: a record to ``(row, xts)``. *xts* is in nanoseconds since 1970 UTC, None where the
             record has no date. A TR without a schema gives its raw row. Never raises for a
             record of at least the layout's width.
+        trading_day: a record to the exchange's own date as a number, 0 where it cannot be read:
+            a foreign day's volume goes on past midnight in Seoul. None where there is no such
+            column.
     """
 
-    __slots__ = ("_numbers", "typed")
+    __slots__ = ("_numbers", "trading_day", "typed")
 
     typed: Typed
+    trading_day: Callable[[Sequence[bytes]], int] | None
 
     def __init__(self, tr: Tr, layout: Layout) -> None:
         self._numbers = values.Numbers()
         self.typed = self._compile(tr, layout)
+        dated = _TRADING_DAY in layout.fields
+        self.trading_day = _date_number(layout.fields.index(_TRADING_DAY)) if dated else None
 
     @property
     def inexact(self) -> int:
@@ -291,6 +298,10 @@ class RowMaker:
 
 def _nothing(_fields: Sequence[bytes]) -> None:
     return None
+
+
+def _date_number(index: int) -> Callable[[Sequence[bytes]], int]:
+    return lambda fields: int(fields[index]) if fields[index].isdigit() else 0
 
 
 def _stamp(at: Mapping[str, int]) -> Callable[[Sequence[bytes]], int | None]:
