@@ -16,6 +16,7 @@ import attrs
 
 from kisfeed import schemas
 from kisfeed.chaos import ordering
+from kisfeed.chaos.breaks import breaks
 from kisfeed.chaos.checks import most_within
 from kisfeed.chaos.findings import Finding
 from kisfeed.chaos.run import (
@@ -557,9 +558,12 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 )
     if swallowed:
         faults.insert(0, f"{swallowed} ticks were read and not given")
+    breaks_told, untold = breaks(seen.run)
+    faults += untold
     return Finding(
         {Phrase("unexplained"): len(faults)},
         counts={
+            Phrase("breaks told"): breaks_told,
             Phrase("shares missed"): shares,
             Phrase("told"): told,
             Phrase("holes of unknown size"): unknown,

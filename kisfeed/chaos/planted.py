@@ -22,10 +22,10 @@ from kisfeed.core.gaps import Missed, VolumeAccount
 from kisfeed.core.liveness import Liveness
 from kisfeed.core.orders import Book
 from kisfeed.core.pacing import Backoff, DialBudget, SlidingWindows
-from kisfeed.core.registrations import Operation, Registrations, State
+from kisfeed.core.registrations import Operation, ProbePassed, Registrations, State
 from kisfeed.core.streams import TopicStream
 from kisfeed.errors import UnknownOutcome
-from kisfeed.kfp.messages import Mode, Type
+from kisfeed.kfp.messages import Data, Mode, Type
 from kisfeed.kis import frames
 from kisfeed.kis.codes import Meaning
 from kisfeed.rest.halt import HaltSwitch
@@ -120,6 +120,25 @@ def _gap_swallowed(_: Any) -> Any:
         self.broken_at = None
 
     return _tell_gap
+
+
+def _sure_of_the_doubtful(right: Any) -> Any:
+    def break_off(self: TopicStream, rts: int) -> None:
+        if self.last is None and self.data is Data.SUSPECT:
+            self.held = False
+        right(self, rts)
+
+    return break_off
+
+
+def _as_if_held(right: Any) -> Any:
+    def ack(self: Registrations, *args: Any, **more: Any) -> Any:
+        return [
+            attrs.evolve(output, renewed=False) if isinstance(output, ProbePassed) else output
+            for output in right(self, *args, **more)
+        ]
+
+    return ack
 
 
 def _own_shares_missed(right: Any) -> Any:
@@ -321,6 +340,15 @@ BUGS: Final[dict[str, Bug]] = {
         Registrations,
         "session_down",
         _none_at_all,
+    ),
+    "doubt-hides-a-break": Bug(
+        Phrase("a break behind a suspicion is not told"),
+        TopicStream,
+        "break_off",
+        _sure_of_the_doubtful,
+    ),
+    "renewed-as-held": Bug(
+        Phrase("what KIS let go and took anew is no break"), Registrations, "ack", _as_if_held
     ),
     "order-sent-again": Bug(
         Phrase("an order without an answer is sent again"), Kis, "post_once", _sent_again

@@ -1,0 +1,119 @@
+"""Breaks: whether a program was told that rows of an open topic, or notices, may be missing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from kisfeed.chaos.run import NOTICES, key_of
+from kisfeed.core.connection import Reason, State
+from kisfeed.kfp import events
+from kisfeed.kfp.messages import Source, Stream
+from kisfeed.simulator import Happening
+
+if TYPE_CHECKING:
+    from kisfeed.chaos.run import Program, Run
+
+_DOWN: Final = (State.IDLE, State.CONNECTING, State.RECONNECT_BACKOFF)
+_REASONS: Final = {str(reason) for reason in Reason}
+_AT_ONCE_S: Final = 5.0  # from the word that notices come again to the word of what is missed
+_TOLD_S: Final = 60.0  # a row that comes so long after the answer of KIS was sent behind it
+
+
+@attrs.define(eq=False)
+class _Watcher:
+    """Which topics of one program were open, and which went away and are not told of yet."""
+
+    open: dict[str, None] = attrs.field(factory=dict)
+    away: dict[str, None] = attrs.field(factory=dict)
+    due: float = math.inf  # by when the break of the notices is told
+    told: int = 0
+    faults: list[str] = attrs.field(factory=list)
+
+    def see(self, at: float, event: events.Event | None, name: str) -> None:
+        if at > self.due:
+            self._fault(at, NOTICES)
+        match event:
+            case None:
+                self._forget(name)
+            case events.Session() if event.text not in _REASONS:
+                # The program's own connection was cut, of which its client tells.
+                self.open.clear()
+                self.away.clear()
+                self.due = math.inf
+            case events.Session() if event.state in _DOWN:
+                self.away.update(self.open)
+                self.open.clear()
+            case events.Status() if event.stream == Stream.OPEN:
+                self.open[event.topic] = None
+                if event.topic == NOTICES and NOTICES in self.away:
+                    self.due = at + _AT_ONCE_S
+            case events.Status() if event.topic in self.open:
+                del self.open[event.topic]
+                self.away[event.topic] = None
+            case events.Gap() if event.topic in self.away:
+                self.told += 1
+                self._tell(event.topic)
+            case events.Trade() | events.Book() if event.topic in self.away:
+                if not event.image and event.source is Source.WEBSOCKET:
+                    self._fault(at, event.topic)
+
+    def _fault(self, at: float, name: str) -> None:
+        self.faults.append(f"{at:.3f}: {name} was away, goes on, and no GAP was told")
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        del self.away[name]
+        if name == NOTICES:
+            self.due = math.inf
+
+    def _forget(self, name: str) -> None:
+        self.open.pop(name, None)
+        if name in self.away:
+            self._tell(name)
+
+
+def breaks(run: Run) -> tuple[int, list[str]]:
+    """Breaks that programs were told of, and those that they were not."""
+    told, faults = 0, []
+    for program in run.programs:
+        watcher = _Watcher()
+        for at, event, name in program.log:
+            watcher.see(at, event, name)
+        told += watcher.told
+        faults += [f"{program.name}: {fault}" for fault in watcher.faults]
+    return told, faults + _forgotten(run, run.programs[0])
+
+
+def _forgotten(run: Run, program: Program) -> list[str]:
+    """Registrations that KIS let go without a word, took anew in the same session, and no GAP."""
+    faults = []
+    if any(step.kind == "stall" for step in run.case.steps):
+        return []  # what the program sees late may have been sent before
+    names = {key_of(name): name for name in program.topics}
+    for _, _, name in program.log:
+        names = {key: kept for key, kept in names.items() if kept != name}
+    since: dict[tuple[int, tuple[str, str]], float] = {}
+    for line in run.exchange.history:
+        if line.key not in names or line.key is None:
+            continue
+        place = (line.session, line.key)
+        if line.what is Happening.FORGOTTEN:
+            since[place] = line.at
+        elif line.what is Happening.UNSUBSCRIBE:
+            since.pop(place, None)
+        elif line.what is Happening.SUBSCRIBE and line.code == "OPSP0000" and place in since:
+            name = names[line.key]
+            told = [at for at, e, _ in program.log if isinstance(e, events.Gap) and e.topic == name]
+            rows = [
+                at
+                for at, e, _ in program.log
+                if isinstance(e, events.Trade | events.Book) and e.topic == name and not e.image
+            ]
+            had = any(at < since[place] for at in rows)
+            goes_on = any(at > line.at + _TOLD_S for at in rows)
+            if had and goes_on and not any(at >= since[place] for at in told):
+                faults.append(f"{line.at:.3f}: KIS took {name} anew, and no GAP was told")
+    return faults
