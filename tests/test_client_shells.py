@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,15 +14,18 @@ from kisfeed import blocking
 from kisfeed.client import core as core_module
 from kisfeed.errors import BadFrame, Disconnected, NoDaemon, ServerRefused
 from kisfeed.kfp import events
+from kisfeed.kfp.messages import Type
 from tests.kfp_daemon import TRADE, ScriptedDaemon, listening
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from kisfeed.client.structured import Client
 
 OTHER = "trade.krx.000660"
+LARGE = 1_000_000  # more than the socket, its peer and the transport hold together
 
 
 def _over_two_daemons(happened: list[events.Event]) -> None:
@@ -165,6 +168,40 @@ def test_sync_what_is_no_daemon_is_said_to_be_none(tmp_path: Path) -> None:
             kisfeed.connect(socket=tmp_path / "s")
 
 
+class _Interrupted:
+    """A socket whose next send is cut by Ctrl-C."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._link.sendall(data[:7])
+        raise KeyboardInterrupt
+
+
+def test_sync_a_send_that_was_interrupted_drops_the_connection(tmp_path: Path) -> None:
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            assert kf._socket is not None
+            kf._socket = _Interrupted(kf._socket)  # type: ignore[assignment]
+            with pytest.raises(KeyboardInterrupt):
+                kf.call("order.place")
+            happened = kf.subscribe(TRADE)
+            kinds = [next(happened).type for _ in range(6)]
+    assert kinds == ["session", "session", "session", "status", "trade", "trade"]
+    assert daemon.connections == 2
+    assert calls(daemon) == []
+
+
+def calls(daemon: ScriptedDaemon) -> list[str]:
+    """The names of the calls that it heard."""
+    return [message[2]["m"] for message in daemon.heard if message[0] == Type.CALL]
+
+
 def test_asyncio_outlives_its_daemon(tmp_path: Path) -> None:
     async def main() -> list[events.Event]:
         happened: list[events.Event] = []
@@ -215,6 +252,55 @@ def test_asyncio_a_cancelled_wait_leaves_the_client_usable(tmp_path: Path) -> No
 
     with listening(tmp_path / "s", ScriptedDaemon()):
         asyncio.run(main())
+
+
+def test_asyncio_a_call_cancelled_before_its_turn_to_be_sent_is_never_sent(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            async with kf._sending:
+                order = asyncio.create_task(kf.call("order.place"))
+                await asyncio.sleep(0)
+                order.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await order
+            assert await kf.status() == {"instance": "fake"}
+
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon):
+        asyncio.run(main())
+    assert calls(daemon) == ["status"]
+    assert daemon.connections == 1
+
+
+def test_asyncio_what_is_left_of_a_cancelled_send_never_goes_out(tmp_path: Path) -> None:
+    async def main() -> int:
+        arrived = asyncio.Event()
+        reads = asyncio.Event()
+        counted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(daemon.accept().answer(await reader.read(65_536)))
+            arrived.set()
+            await reads.wait()
+            total = 0
+            while data := await reader.read(65_536):
+                total += len(data)
+            counted.set_result(total)
+            writer.close()
+
+        daemon = ScriptedDaemon()
+        server = await asyncio.start_unix_server(converse, tmp_path / "s")
+        async with server, kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await kf.call("order.place", reason="x" * LARGE)
+            await kf.aclose()
+            reads.set()
+            return await asyncio.wait_for(counted, 10)
+
+    assert asyncio.run(main()) < LARGE
 
 
 def test_asyncio_nobody_there_is_no_daemon(tmp_path: Path) -> None:
@@ -324,6 +410,68 @@ async def test_trio_a_send_that_was_cut_off_drops_the_connection(
         seen = [(await anext(kf)).type for _ in range(6)]
     assert seen == ["session", "session", "session", "status", "trade", "trade"]
     assert daemon.connections == 2
+
+
+async def test_trio_a_call_in_a_scope_that_is_cancelled_is_never_sent(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    daemon = ScriptedDaemon()
+    async with in_memory(daemon) as kf:
+
+        async def beat() -> None:
+            # Each turn of the scheduler something else goes out, and would take it along.
+            while True:
+                await kf._flush()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
+            await trio.lowlevel.checkpoint()
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await kf.call("order.place")
+            assert await kf.call("status") == {"instance": "fake"}
+            nursery.cancel_scope.cancel()
+    assert calls(daemon) == ["status"]
+    assert daemon.connections == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_trio_a_call_cancelled_before_its_turn_to_be_sent_is_never_sent(
+    late: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    daemon = ScriptedDaemon()
+    async with in_memory(daemon) as kf:
+        scope = trio.CancelScope()
+
+        async def order() -> None:
+            with scope:
+                await kf.call("order.place")
+
+        async with trio.open_nursery() as nursery:
+            await kf._sending.__aenter__()
+            nursery.start_soon(order)
+            await trio.testing.wait_all_tasks_blocked()
+            if late:  # its turn has come, and it has not run yet
+                await kf._sending.__aexit__(None, None, None)
+                scope.cancel()
+            else:
+                scope.cancel()
+                await kf._sending.__aexit__(None, None, None)
+        assert scope.cancelled_caught
+        assert await kf.call("status") == {"instance": "fake"}
+    assert calls(daemon) == ["status"]
+    assert daemon.connections == 1
+
+
+async def test_trio_what_is_wanted_goes_out_though_nobody_waits_for_the_answer(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with in_memory(ScriptedDaemon()) as kf:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await kf.subscribe(TRADE)
+        assert await kf.ping() == 0
+        assert kf.subscriptions[TRADE].sid == 1
 
 
 async def test_trio_the_callers_exception_passes_as_it_is() -> None:

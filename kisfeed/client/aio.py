@@ -86,7 +86,8 @@ class Client(AsyncClient):
         return _StreamLink(*await asyncio.open_unix_connection(self._path, limit=_READ))
 
     async def _checkpoint(self) -> None:
-        # Whatever is at hand came with one read; the next read is the checkpoint.
+        # Whatever is at hand came with one read; the next read is the checkpoint. And a lock that
+        # was waited for has let a cancellation in.
         return
 
 
@@ -106,7 +107,12 @@ class _StreamLink:
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except asyncio.CancelledError:
+            # Closing alone would still send what is left of it.
+            self._writer.transport.abort()
+            raise
 
     async def close(self) -> None:
         self._writer.close()

@@ -195,6 +195,9 @@ class Client:
     def call(self, name: str, **arguments: object) -> Any:
         """One of the daemon's calls (``schemas/kfp1/calls.json``); never sent twice.
 
+        Interrupted (Ctrl-C) within the send, it ends the connection; behind that, the daemon acts
+        and nobody gets the answer.
+
         Raises:
             ServerRefused: the daemon refused, or gave no answer in time (code ``timeout``).
             NoDaemon: the daemon is away, nothing was sent.
@@ -377,6 +380,10 @@ class Client:
             # It has hung up; what it said before, ERR perhaps, is still there to be read.
             with suppress(OSError):
                 self._socket.shutdown(sockets.SHUT_RDWR)
+        except BaseException:
+            # Ctrl-C, say.
+            self._core.lost("an interrupted send may have cut a frame", blocking.monotonic())
+            raise
 
     def _hang_up(self) -> None:
         if self._socket is not None:

@@ -62,7 +62,7 @@ class AsyncClient(abc.ABC):
 
     @abc.abstractmethod
     async def _checkpoint(self) -> None:
-        """Let a cancellation in, between two events that are at hand."""
+        """Let a cancellation in: between two events that are at hand, and before a call."""
 
     @property
     def welcome(self) -> Mapping[str, Any]:
@@ -128,11 +128,11 @@ class AsyncClient(abc.ABC):
             poll=poll,
             after=after,
         )
-        await self._answer(lambda now: self._core.subscribe(wanted, now))
+        await self._settle(self._core.subscribe(wanted, self._now()))
 
     async def unsubscribe(self, *topics: str) -> None:
         """End subscriptions; KeyError for a topic that is not subscribed."""
-        await self._answer(lambda now: self._core.unsubscribe(topics, now))
+        await self._settle(self._core.unsubscribe(topics, self._now()))
 
     async def retune(
         self,
@@ -143,7 +143,7 @@ class AsyncClient(abc.ABC):
         prio: int | None = None,
     ) -> None:
         """Change how a subscribed topic is delivered; KeyError if it is not subscribed."""
-        await self._answer(lambda now: self._core.retune(topic, now, mode=mode, hz=hz, prio=prio))
+        await self._settle(self._core.retune(topic, self._now(), mode=mode, hz=hz, prio=prio))
 
     async def get(self, topic: str) -> Row | None:
         """The topic's last value without subscribing; None where nothing is known yet.
@@ -163,6 +163,10 @@ class AsyncClient(abc.ABC):
 
     async def call(self, name: str, **arguments: object) -> Any:
         """One of the daemon's calls (``schemas/kfp1/calls.json``); never sent twice.
+
+        Cancelled before its turn to be sent, it never is (only a question about symbols that
+        waits for the answers to others may still be asked). Cancelled within the send, it ends
+        the connection; behind that, the daemon acts and nobody gets the answer.
 
         Raises:
             ServerRefused: the daemon refused, or gave no answer in time (code ``timeout``).
@@ -232,9 +236,19 @@ class AsyncClient(abc.ABC):
             questions.take(await self.call(questions.name, **questions.arguments()))
         return questions.answers()
 
-    async def _answer(self, ask: Callable[[float], Request]) -> Any:
-        request = ask(self._now())
+    async def _settle(self, request: Request) -> None:
+        """Wait for the answer to what is wanted; it holds, and goes out, without a waiter too."""
         await self._flush()
+        await self._until(lambda: request.done)
+        request.outcome()
+
+    async def _answer(self, ask: Callable[[float], Request]) -> Any:
+        """Ask once. An order that was cancelled must not go out with what is sent later."""
+        async with self._sending:
+            # The last way out for a cancellation; from the frame to its send there is none.
+            await self._checkpoint()
+            request = ask(self._now())
+            await self._send()
         await self._until(lambda: request.done)
         return request.outcome()
 
@@ -287,17 +301,20 @@ class AsyncClient(abc.ABC):
 
     async def _flush(self) -> None:
         async with self._sending:
-            data = self._core.outgoing()
-            if self._link is None or not data:
-                return
-            try:
-                await self._link.send(data)
-            except OSError:
-                # It has hung up; what it said before, ERR perhaps, is still there to be read.
-                return
-            except BaseException:
-                self._core.lost("a cancelled send may have cut a frame", self._now())
-                raise
+            await self._send()
+
+    async def _send(self) -> None:
+        data = self._core.outgoing()
+        if self._link is None or not data:
+            return
+        try:
+            await self._link.send(data)
+        except OSError:
+            # It has hung up; what it said before, ERR perhaps, is still there to be read.
+            return
+        except BaseException:
+            self._core.lost("a cancelled send may have cut a frame", self._now())
+            raise
 
     async def _hang_up(self) -> None:
         link, self._link = self._link, None
