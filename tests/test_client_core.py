@@ -556,6 +556,50 @@ def test_notices_of_another_daemon_are_a_gap_and_all_of_its_own() -> None:
     assert (gap.topic, gap.from_rts, gap.to_rts) == (NOTICE, _T + 41, None)
 
 
+def back(daemon: Daemon) -> object:
+    """Cut the connection and come back; what the client asks for of its one topic."""
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    ((_, number, body),) = daemon.read()
+    items = [daemon.item(sub["topic"]) for sub in body["subs"]]
+    daemon.say(Type.RES, number, {"items": items, "schemas": {}})
+    (sub,) = body["subs"]
+    return sub.get("after")
+
+
+def test_a_cut_before_the_first_notice_is_a_gap_each_time() -> None:
+    daemon = subscribed(NOTICE)
+    for _ in range(2):
+        assert back(daemon) is None
+        ((topic, before, behind),) = [(g.topic, g.from_rts, g.to_rts) for g in daemon.gaps()]
+        assert (topic, before, behind) == (NOTICE, None, None)
+    notice(daemon, 1)
+    assert back(daemon) == 1
+    assert daemon.gaps() == []
+
+
+def test_notices_asked_for_by_number_are_asked_for_again_until_one_comes() -> None:
+    daemon = Daemon()
+    daemon.welcome()
+    daemon.core.subscribe(specs([NOTICE], after=7), 0)
+    daemon.grant()
+    assert [back(daemon), back(daemon)] == [7, 7]
+    notice(daemon, 9)
+    assert back(daemon) == 9
+    daemon.core.subscribe(specs([NOTICE], after=0), 0)
+    daemon.grant()
+    assert back(daemon) == 0
+    assert daemon.gaps() == []
+
+
+def test_a_gap_of_the_daemon_behind_a_cut_of_notices_is_told() -> None:
+    daemon = subscribed(NOTICE)
+    back(daemon)
+    assert len(daemon.gaps()) == 1
+    daemon.say(Type.GAP, daemon.sids[NOTICE], 0, 1, _T, _T + 1, None, Code.GAP_DETECTED)
+    assert [gap.to_rts for gap in daemon.gaps()] == [_T + 1]
+
+
 # Sequence numbers.
 
 _MODES = st.sampled_from([Mode.ALL, Mode.LATEST, Mode.HZ, Mode.TRADE_SAFE])

@@ -185,7 +185,7 @@ class _Wanted:
         last_rts, last_xts, last_cum: of the last row received.
         cut_sseq: the last sseq before a connection was lost, until the first row after it.
         told_cum, told_qty: shares told as missed behind the row of this ``last_cum``.
-        nseq: the last notice received.
+        nseq: the last notice received, or the one behind which they were asked for.
     """
 
     spec: Spec
@@ -376,11 +376,10 @@ class ClientCore:
         Done at once while there is no connection: what is refused later is told by a Status.
         """
         for spec in wanted:
-            known = self._wanted.get(spec.topic)
-            if known is None:
-                self._wanted[spec.topic] = _Wanted(spec)
-            else:
-                known.spec = spec
+            known = self._wanted.setdefault(spec.topic, _Wanted(spec))
+            known.spec = spec
+            if spec.after is not None:
+                known.nseq = spec.after
         request = Request(Type.SUB, now + REQUEST_S, tuple(spec.topic for spec in wanted))
         return self._ask_if_ready(request, {"subs": [spec.to_map() for spec in wanted]})
 
@@ -676,20 +675,19 @@ class ClientCore:
         """The item of SUB that takes a topic up again."""
         if wanted.schema != _NOTICE_SCHEMA:
             return wanted.spec.to_map()
-        after = 0
-        if same and wanted.nseq is not None:
-            after = wanted.nseq
-        elif same:
-            return wanted.spec.to_map()
-        elif wanted.cut_sseq is not None:
-            # What another instance heard before it died, nobody can send again.
-            self.events.append(
-                events.Gap(
-                    wanted.spec.topic, 0, 0, 0, wanted.last_rts, None, None, str(Code.GAP_DETECTED)
-                )
-            )
         wanted.cut_sseq = None
-        return attrs.evolve(wanted.spec, after=after).to_map()
+        if not same or wanted.nseq is None:
+            # What another instance heard before it died, nobody can send again; and where the
+            # notices of this one stood when they were asked for, it did not say.
+            self._tell_notices_missed(wanted)
+        return attrs.evolve(wanted.spec, after=wanted.nseq if same else 0).to_map()
+
+    def _tell_notices_missed(self, wanted: _Wanted) -> None:
+        self.events.append(
+            events.Gap(
+                wanted.spec.topic, 0, 0, 0, wanted.last_rts, None, None, str(Code.GAP_DETECTED)
+            )
+        )
 
     def _on_answer(self, number: int, body: dict[str, Any]) -> None:
         request = self._requests.pop(number, None)

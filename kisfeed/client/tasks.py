@@ -111,7 +111,8 @@ class AsyncClient(abc.ABC):
             passive: never create or keep a slot for this.
             image: get the last value first.
             poll: take polled snapshots while the topic has no slot; False is refused instead.
-            after: for a notice topic, get the day's notices after this ``nseq`` again.
+            after: for a notice topic, get the day's notices after this ``nseq`` again (0: all of
+                them). Without it, a connection lost before the first notice is told as a Gap.
 
         Raises:
             ServerRefused: a topic was refused (``unknown_topic``, ``over_limit`` ...); the others
