@@ -600,6 +600,26 @@ def test_a_gap_of_the_daemon_behind_a_cut_of_notices_is_told() -> None:
     assert [gap.to_rts for gap in daemon.gaps()] == [_T + 1]
 
 
+def test_a_number_of_one_daemon_is_never_asked_of_another() -> None:
+    daemon = subscribed(NOTICE)
+    notice(daemon, 41)
+    daemon.instance = "two"
+    assert [back(daemon), back(daemon)] == [0, 0]
+    assert len(daemon.gaps()) == 1
+    notice(daemon, 1)
+    assert back(daemon) == 1
+
+
+def test_a_daemon_that_died_before_it_answered_may_have_had_notices_too() -> None:
+    daemon = subscribed(NOTICE)
+    for daemon.instance in ("two", "three"):
+        daemon.core.received(b"", daemon.now)
+        daemon.welcome()
+        ((_, _, body),) = daemon.read()
+        assert body == {"subs": [{"topic": NOTICE, "after": 0}]}
+        assert len(daemon.gaps()) == 1
+
+
 # Sequence numbers.
 
 _MODES = st.sampled_from([Mode.ALL, Mode.LATEST, Mode.HZ, Mode.TRADE_SAFE])

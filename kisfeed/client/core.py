@@ -680,7 +680,9 @@ class ClientCore:
             # What another instance heard before it died, nobody can send again; and where the
             # notices of this one stood when they were asked for, it did not say.
             self._tell_notices_missed(wanted)
-        return attrs.evolve(wanted.spec, after=wanted.nseq if same else 0).to_map()
+        if not same:
+            wanted.nseq = 0
+        return attrs.evolve(wanted.spec, after=wanted.nseq).to_map()
 
     def _tell_notices_missed(self, wanted: _Wanted) -> None:
         self.events.append(
