@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kisfeed.core.noticelog import NoticeLog
 from kisfeed.kfp import codec
 from kisfeed.kfp.events import Notice, Trade
-from kisfeed.kfp.messages import Mode, Type
+from kisfeed.kfp.messages import MAX_FRAME, Mode, Type
 from tests.engine_bench import NOTICE
 from tests.test_core_streams import MIDNIGHT, RTS, Hall, take, trade
 
@@ -61,6 +61,25 @@ def test_only_what_came_behind_the_number_is_told_again() -> None:
         [],
         [],
     ]
+
+
+def test_all_of_a_day_is_told_again_however_much_it_is() -> None:
+    log = NoticeLog()
+    halls = [Hall(NOTICE), Hall("notice.krx.another")]
+    for number in range(600):
+        log.tell(halls[number % 2].stream, "fill", None, {"memo": "x" * 5000}, RTS, 0.0)
+    program = halls[0].join(encode=True)
+    for hall in halls:
+        log.tell_again(program, hall.stream, 0, 0.0)
+    log.tell(halls[0].stream, "fill", None, {}, RTS, 0.0)
+    assert not program.outbox.overflowed
+    assert program.outbox.queued_bytes > 2 * MAX_FRAME
+    seen = []
+    decoder = codec.Decoder()
+    while program.outbox.ready:
+        for frame in program.outbox.take(0.0):
+            seen += [message[1] for message in decoder.feed(frame)]
+    assert seen == [*range(1, 600, 2), *range(2, 601, 2), 601]
 
 
 def test_another_topics_notices_are_not_told_again() -> None:

@@ -130,6 +130,7 @@ STEPS = st.one_of(
     st.tuples(st.just("run"), st.lists(SIDS, min_size=2, max_size=30), st.integers(1, 120)),
     st.tuples(st.just("word"), st.integers(1, 60)),
     st.tuples(st.just("notice"), st.integers(1, 60)),
+    st.tuples(st.just("again"), st.integers(0, 5), st.integers(1, 60)),
     st.tuples(st.just("take"), st.sampled_from([1, 50, 300, 65536])),
     st.tuples(st.just("wait"), st.sampled_from([0.01, 0.2, 0.7, 1.5, 12.0])),
 )
@@ -196,6 +197,11 @@ class Run:
                 put(Word(self.words, size), self.now)
                 self.words += 1
                 self.controls += 1
+            case ("again", n, size):
+                words = [Word(number, size) for number in range(self.words, self.words + n)]
+                self.box.again(words, 0, self.now)
+                self.words += n
+                self.controls += n
             case ("take", most):
                 self.take(most)
             case ("wait", dt):
@@ -403,6 +409,28 @@ def test_notices_have_a_bound_of_their_own() -> None:
         put(Word(0, 600), 0.0)
         overflowed.append(box.overflowed)
     assert overflowed == [False, False, False, False, True]
+
+
+def test_notices_told_again_are_over_no_bound_and_leave_that_of_the_others_alone() -> None:
+    box = outbox()
+    again: list[Item] = [Word(number, 600) for number in range(10)]
+    box.again(again, 6000, 0.0)
+    box.notice(Word(10, 600), 0.0)
+    box.notice(Word(11, 600), 0.0)
+    assert (box.overflowed, box.queued_bytes, box.age_ms(1.0)) == (False, 7200, 1000)
+    assert box.take(3600.0) == [*again, Word(10, 600), Word(11, 600)]
+    assert box.queued_bytes == 0
+
+
+@pytest.mark.parametrize(("whole", "fit"), [(0, 2), (1000, 2), (1199, 2), (1200, 3), (5000, 9)])
+def test_who_asks_over_and_over_and_reads_nothing_is_over_the_bound(whole: int, fit: int) -> None:
+    box = outbox()
+    asked = 0
+    while not box.overflowed:
+        box.again([Word(asked, 600)], whole, 0.0)
+        asked += 1
+    assert asked - 1 == fit
+    assert len(box.take(0.0)) == fit
 
 
 def test_take_stops_at_the_item_that_reaches_the_bound() -> None:

@@ -23,6 +23,7 @@ class NoticeLog:
     """The notices of one day in Seoul."""
 
     _kept: list[tuple[int, str, bytes, events.Notice]] = attrs.field(factory=list, init=False)
+    _bytes: int = attrs.field(default=0, init=False)
     _day: int = attrs.field(default=0, init=False)
     _nseq: int = attrs.field(default=0, init=False)
 
@@ -45,6 +46,8 @@ class NoticeLog:
         if day != self._day:
             self._day = day
             self._kept.clear()
+            self._bytes = 0
+        self._bytes += len(frame)
         self._kept.append((self._nseq, topic, frame, event))
         for subscriber in stream.subscribers.values():
             subscriber.notice(frame, event, now)
@@ -53,6 +56,6 @@ class NoticeLog:
         self, subscriber: Subscriber, stream: TopicStream, after: int, now: float
     ) -> None:
         """Send *subscriber* today's notices of *stream* behind the one numbered *after*."""
-        for nseq, topic, frame, event in self._kept:
-            if nseq > after and topic == stream.topic.name:
-                subscriber.notice(frame, event, now)
+        name = stream.topic.name
+        asked = [(f, e) for nseq, topic, f, e in self._kept if nseq > after and topic == name]
+        subscriber.notices_again(asked, self._bytes, now)

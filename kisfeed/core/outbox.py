@@ -16,7 +16,7 @@ import attrs
 from kisfeed.kfp.messages import MAX_FRAME, Code, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -29,6 +29,9 @@ _HELD: Final = object()  # stands in the queue for what the state holds (latest,
 _SETTLE: Final = object()  # stands where a sid's old baseline ends
 _RUN: Final = object()  # stands for every tick of a run
 _MIN_COMPACT: Final = 64
+_CONTROL: Final = 0
+_NOTICE: Final = 1
+_AGAIN: Final = 2
 
 
 @attrs.define(eq=False)
@@ -64,7 +67,7 @@ class _State:
 
 _Entry: TypeAlias = tuple[Any, int, Any, float]
 """One of: a shared ``Tick``; ``(_State, ticket, _HELD, at)``; ``(_State, 0, _SETTLE, inf)``;
-``(None, is_notice, item, at)``; ``(Run, 0, _RUN, at)``."""
+``(None, _CONTROL or _NOTICE or _AGAIN, item, at)``; ``(Run, 0, _RUN, at)``."""
 
 
 @attrs.define(eq=False)
@@ -154,6 +157,7 @@ class Outbox(Generic[T]):
     """
 
     __slots__ = (
+        "_again_bytes",
         "_barrier",
         "_conflating",
         "_ended",
@@ -199,8 +203,8 @@ class Outbox(Generic[T]):
             queue_bytes: bound of the ticks.
             max_age_s: an older tick is dropped, in ``all`` and ``trade_safe``; seconds.
             max_age_latest_s: the same in ``latest`` and ``hz``, from when the tick was due.
-            protected_bytes: bound of the control items, and again of the notices. It has to hold
-                the images of everything that one SUB may ask for.
+            protected_bytes: bound of the control items, and again of the notices, but not of those
+                told again. It has to hold the images of everything that one SUB may ask for.
         """
         self.size = size
         self._lost = lost
@@ -222,6 +226,7 @@ class Outbox(Generic[T]):
         self._tick_bytes = 0
         self.control_bytes = 0
         self._notice_bytes = 0
+        self._again_bytes = 0
         self._ticket = 0
         self._barrier = 0
         self._void = 0
@@ -336,7 +341,7 @@ class Outbox(Generic[T]):
             return
         self.control_bytes += self.size(item)
         self._barrier += 1
-        self._queue.append((None, 0, item, now))
+        self._queue.append((None, _CONTROL, item, now))
 
     def notice(self, item: T, now: float) -> None:
         """Queue an order or fill notice: as :meth:`control`, with a bound of its own."""
@@ -345,7 +350,27 @@ class Outbox(Generic[T]):
             return
         self._notice_bytes += self.size(item)
         self._barrier += 1
-        self._queue.append((None, 1, item, now))
+        self._queue.append((None, _NOTICE, item, now))
+
+    def again(self, items: Iterable[T], whole: int, now: float) -> None:
+        """Queue notices that are told again, however many they are.
+
+        Who lost them at a bound would ask for as many the next time, for ever; and they are kept
+        for everybody, so that one more queue of them costs little. ``overflowed`` is set, and the
+        items forgotten, only when more of them waits already than *whole* and the bound.
+
+        Args:
+            items: in order.
+            whole: bytes of all that may be told again at present.
+            now: seconds.
+        """
+        if self._again_bytes > max(whole, self._protected_bytes):
+            self.overflowed = True
+            return
+        entries = [(None, _AGAIN, item, now) for item in items]
+        self._again_bytes += sum([self.size(entry[2]) for entry in entries])
+        self._barrier += 1
+        self._queue.extend(entries)
 
     def take(self, now: float, max_bytes: int = 65_536) -> list[T]:
         """Hand over what may go at *now*, in order; empty if nothing may.
@@ -394,7 +419,7 @@ class Outbox(Generic[T]):
     @property
     def queued_bytes(self) -> int:
         """Bytes of everything that waits."""
-        return self._tick_bytes + self.control_bytes + self._notice_bytes
+        return self._tick_bytes + self.control_bytes + self._notice_bytes + self._again_bytes
 
     def age_ms(self, now: float) -> int:
         """How long the first in line has waited, milliseconds; 0 if nothing waits."""
@@ -461,13 +486,15 @@ class Outbox(Generic[T]):
         if not self._conflating:
             self._queue = []
 
-    def _release(self, item: T, is_notice: int) -> int:
+    def _release(self, item: T, kind: int) -> int:
         """Count a control item or notice as handed over; how many bytes that is."""
         length = self.size(item)
-        if is_notice:
+        if kind == _CONTROL:
+            self.control_bytes -= length
+        elif kind == _NOTICE:
             self._notice_bytes -= length
         else:
-            self.control_bytes -= length
+            self._again_bytes -= length
         return length
 
     def _take_run(self, run: Run[T], now: float, queue: deque[_Entry], items: list[T]) -> int:

@@ -203,6 +203,15 @@ class Subscriber:
         self.outbox.notice(frame if self.encode else event, now)
         self.touched.subscribers[self.conn] = self
 
+    def notices_again(
+        self, notices: Iterable[tuple[bytes, events.Notice]], whole: int, now: float
+    ) -> None:
+        """Queue notices that it asked for; *whole* is how many bytes are kept in all."""
+        self.touched.settle()
+        told = [frame if self.encode else event for frame, event in notices]
+        self.outbox.again(told, whole, now)
+        self.touched.subscribers[self.conn] = self
+
 
 def tell(
     subscribers: Iterable[Subscriber],
