@@ -22,6 +22,7 @@ from kisfeed.core.outbox import Outbox
 from kisfeed.errors import BadFrame, Disconnected, NoDaemon, ServerRefused
 from kisfeed.kfp import codec, events
 from kisfeed.kfp.messages import Code, Data, Mode, Source, Stream, Type
+from kisfeed.seoul import DAY_NS, KST_NS, day_number
 
 _T = 1_763_600_400 * 10**9
 _SESSION = {
@@ -583,6 +584,7 @@ def test_notices_asked_for_by_number_are_asked_for_again_until_one_comes() -> No
     daemon.welcome()
     daemon.core.subscribe(specs([NOTICE], after=7), 0)
     daemon.grant()
+    daemon.say(Type.HB, _T, {})
     assert [back(daemon), back(daemon)] == [7, 7]
     notice(daemon, 9)
     assert back(daemon) == 9
@@ -590,6 +592,91 @@ def test_notices_asked_for_by_number_are_asked_for_again_until_one_comes() -> No
     daemon.grant()
     assert back(daemon) == 0
     assert daemon.gaps() == []
+
+
+_MIDNIGHT = (day_number(_T) + 1) * DAY_NS - KST_NS
+
+
+def at(daemon: Daemon, nseq: int, rts: int) -> None:
+    daemon.say(Type.NOTICE, nseq, None, rts, "fill", {"topic": NOTICE})
+
+
+@pytest.mark.parametrize("heartbeat", [False, True])
+@pytest.mark.parametrize(
+    ("heard", "first", "gaps"),
+    [
+        (_MIDNIGHT - 1, _MIDNIGHT, 1),
+        (_MIDNIGHT - 1, _MIDNIGHT - 1, 0),
+        (_MIDNIGHT, _MIDNIGHT, 0),
+        (_MIDNIGHT, _MIDNIGHT + DAY_NS, 1),
+    ],
+)
+def test_a_cut_across_midnight_is_a_gap_of_the_notices_before_the_first_one(
+    heartbeat: bool, heard: int, first: int, gaps: int
+) -> None:
+    daemon = subscribed(NOTICE)
+    at(daemon, 10, _MIDNIGHT - 2)
+    daemon.say(Type.HB, heard, {})
+    assert back(daemon) == 10
+    daemon.taken()
+    if heartbeat:
+        daemon.say(Type.HB, first, {})
+    else:
+        at(daemon, 13, first)
+    happened = daemon.taken()
+    told = [event for event in happened if isinstance(event, events.Gap)]
+    assert [(gap.topic, gap.from_rts, gap.to_rts) for gap in told] == [
+        (NOTICE, _MIDNIGHT - 2, None)
+    ] * gaps
+    assert happened[:gaps] == told
+    daemon.say(Type.HB, _MIDNIGHT + 9 * DAY_NS, {})
+    at(daemon, 14, _MIDNIGHT + 9 * DAY_NS)
+    assert daemon.gaps() == []
+
+
+def test_a_midnight_within_two_cuts_is_one_gap() -> None:
+    daemon = subscribed(NOTICE)
+    at(daemon, 10, _MIDNIGHT - 1)
+    back(daemon)
+    daemon.say(Type.SESSION, 3, "STREAMING", 1, "none", _MIDNIGHT, "")
+    back(daemon)
+    assert daemon.gaps() == []
+    at(daemon, 13, _MIDNIGHT)
+    assert len(daemon.gaps()) == 1
+    back(daemon)
+    at(daemon, 14, _MIDNIGHT)
+    assert daemon.gaps() == []
+
+
+def test_a_heartbeat_before_the_notices_are_asked_for_proves_no_day() -> None:
+    daemon = subscribed(NOTICE)
+    at(daemon, 10, _MIDNIGHT - 1)
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    daemon.say(Type.HB, _MIDNIGHT - 1, {})
+    daemon.grant()
+    at(daemon, 13, _MIDNIGHT)
+    assert len(daemon.gaps()) == 1
+
+
+def test_a_cut_before_the_day_was_known_may_have_been_across_midnight() -> None:
+    daemon = Daemon()
+    daemon.welcome()
+    daemon.core.subscribe(specs([NOTICE], after=0), 0)
+    daemon.grant()
+    back(daemon)
+    assert daemon.gaps() == []
+    daemon.say(Type.HB, _T, {})
+    assert len(daemon.gaps()) == 1
+
+
+def test_what_still_waited_at_a_heartbeat_was_not_heard() -> None:
+    daemon = subscribed(NOTICE)
+    at(daemon, 10, _MIDNIGHT - 3 * 10**9)
+    daemon.say(Type.HB, _MIDNIGHT + 10**9, {"q_age_ms": 2000})
+    back(daemon)
+    at(daemon, 13, _MIDNIGHT)
+    assert len(daemon.gaps()) == 1
 
 
 def test_a_gap_of_the_daemon_behind_a_cut_of_notices_is_told() -> None:

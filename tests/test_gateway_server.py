@@ -947,6 +947,20 @@ async def test_a_stalled_reader_costs_itself_alone(tmp_path: Path) -> None:
         await reader.stream.aclose()
 
 
+async def test_three_megabytes_of_notices_told_again_arrive_in_order(tmp_path: Path) -> None:
+    path, door = tmp_path / "d" / "s", FakeDoor()
+    async with serving_unix(path, door):
+        client = await dial(path)
+        await client.hello()
+        subscriber = door.attached[7]
+        body = {"memo": "x" * 1000}
+        notices = [codec.frame(Type.NOTICE, n, None, n, "fill", body) for n in range(3000)]
+        subscriber.outbox.again(notices, 0, door.now())
+        door.fanout.flush([subscriber])
+        assert [(await client.recv())[1] for _ in range(3000)] == list(range(3000))
+        await client.stream.aclose()
+
+
 async def test_a_reader_that_catches_up_sees_where_it_lost(tmp_path: Path) -> None:
     path, door = tmp_path / "d" / "s", FakeDoor()
     async with serving_unix(path, door):

@@ -185,6 +185,8 @@ class _Wanted:
         last_rts, last_xts, last_cum: of the last row received.
         cut_sseq: the last sseq before a connection was lost, until the first row after it.
         told_cum, told_qty: shares told as missed behind the row of this ``last_cum``.
+        cut_day: the day in Seoul when something was last heard before a connection was lost;
+            behind a return to the same daemon, until its first notice or heartbeat.
         nseq: the last notice received, or the one behind which they were asked for.
     """
 
@@ -203,6 +205,7 @@ class _Wanted:
     cut_sseq: int | None = None
     told_cum: int | None = None
     told_qty: int = 0
+    cut_day: int | None = None
     nseq: int | None = None
     lost: int = 0
     conflated: int = 0
@@ -680,9 +683,22 @@ class ClientCore:
             # What another instance heard before it died, nobody can send again; and where the
             # notices of this one stood when they were asked for, it did not say.
             self._tell_notices_missed(wanted)
+            wanted.cut_day = None
+        elif wanted.cut_day is None:
+            wanted.cut_day = day_number(self._heard_ts)
         if not same:
             wanted.nseq = 0
         return attrs.evolve(wanted.spec, after=wanted.nseq).to_map()
+
+    def _look_for_midnight(self, wanted: _Wanted, ts: int) -> None:
+        """Of notices the daemon keeps one day's: behind a cut on another day some may be gone.
+
+        *ts* is of the first notice or heartbeat behind the return.
+        """
+        if wanted.cut_day is not None:
+            if day_number(ts) != wanted.cut_day:
+                self._tell_notices_missed(wanted)
+            wanted.cut_day = None
 
     def _tell_notices_missed(self, wanted: _Wanted) -> None:
         self.events.append(
@@ -803,7 +819,6 @@ class ClientCore:
             self.events.append(events.Lost(wanted.spec.topic, sid, from_sseq, to_sseq, n, code))
 
     def _on_heartbeat(self, now_ts: int, body: dict[str, Any]) -> None:
-        self._heard_ts = max(self._heard_ts, now_ts)
         up = body.get("up")
         self.heartbeat = events.Heartbeat(
             now_ts,
@@ -814,6 +829,10 @@ class ClientCore:
             _whole(body.get("q_age_ms")),
             up if isinstance(up, dict) else {},
         )
+        # It overtakes what waits for us: of that we have heard nothing.
+        self._heard_ts = max(self._heard_ts, now_ts - self.heartbeat.q_age_ms * 10**6)
+        for wanted in self._by_sid.values():
+            self._look_for_midnight(wanted, now_ts)
         if self._heartbeats:
             self.events.append(self.heartbeat)
 
@@ -826,7 +845,9 @@ class ClientCore:
             mine = [t for t, w in self._wanted.items() if w.schema == _NOTICE_SCHEMA]
             topic = mine[0] if len(mine) == 1 else ""
         wanted = self._wanted.get(topic)
+        self._heard_ts = max(self._heard_ts, rts)
         if wanted is not None:
+            self._look_for_midnight(wanted, rts)
             wanted.nseq, wanted.last_rts, wanted.last_xts = nseq, rts, xts
         fields = {name: value for name, value in body.items() if name != "topic"}
         self.events.append(events.Notice(topic, nseq, xts, rts, kind, fields))
