@@ -314,6 +314,8 @@ class Status(Event):
 class Gap(Event):
     """Something was missed upstream, or while this program had no daemon; nobody has it.
 
+    Of a notice topic it says that notices may have been missed and will not come any more.
+
     Attributes:
         last_sseq, next_sseq: the rows around the hole; after a change of daemon they are
             numbers of two instances.
