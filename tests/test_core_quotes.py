@@ -322,6 +322,17 @@ def test_three_thousand_questions_a_minute_over_200_symbols_cost_at_most_300_cal
     assert len(world.made) <= 300
 
 
+def test_who_leaves_is_told_nothing_by_an_older_call_either() -> None:
+    world = World(most=1)
+    left = world.ask("005930")
+    (older,) = world.take()
+    stays = world.ask("005930", fresh=True)
+    (newer,) = world.take()
+    world.desk.withdraw(left)
+    assert world.answer(older) == []
+    assert world.answer(newer) == [stays]
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "fresh", "leave", "take", "answer", "fail", "refuse", "late"]),

@@ -134,7 +134,7 @@ class _Lane:
             wait for still shares a call then: it is calls that KIS counts, not symbols.
         known: answers, the one asked for least lately first.
         apart: questions that a batch did not answer, to be asked in these smaller ones.
-        flying: the newest flight of each question.
+        flights: on their way, the newest last; a fresh question may fly beside an older one.
     """
 
     kind: Kind
@@ -145,7 +145,6 @@ class _Lane:
     known: OrderedDict[Key, _Entry] = attrs.field(factory=OrderedDict)
     waiting: dict[Key, _Waiting] = attrs.field(factory=dict)
     apart: deque[dict[Key, list[Ticket]]] = attrs.field(factory=deque)
-    flying: dict[Key, Flight] = attrs.field(factory=dict)
     flights: dict[Flight, None] = attrs.field(factory=dict)
 
 
@@ -351,7 +350,7 @@ class Desk:
         if self.down and entry.value is not None:
             self.counts[Count.STALE] += 1
             ticket.found[key] = attrs.evolve(entry.value, stale=True)
-            if not lane.flying and not lane.waiting:
+            if not lane.flights and not lane.waiting:
                 # Somebody has to find out that KIS is back, without anybody waiting for it.
                 lane.waiting[key] = _Waiting(now, background=True)
             return True
@@ -380,11 +379,8 @@ class Desk:
         ticket.waiting[key] = None
 
     def _queues_of(self, lane: _Lane, key: Key) -> list[list[Ticket]]:
-        """Everywhere where tickets wait for *key*, what is answered soonest first."""
-        queues = []
-        flight = lane.flying.get(key)
-        if flight is not None:
-            queues.append(flight.tickets[key])
+        """Everywhere where tickets wait for *key*: the newest flight, then what flies next."""
+        queues = [f.tickets[key] for f in reversed(lane.flights) if key in f.tickets]
         queues += [part[key] for part in lane.apart if key in part]
         queued = lane.waiting.get(key)
         if queued is not None:
@@ -427,7 +423,6 @@ class Desk:
         self.counts[Count.CALLS] += 1
         symbols = tuple(key.symbol for key in tickets)
         flight = Flight(lane.kind, lane.venue, symbols, background, tickets)
-        lane.flying.update(dict.fromkeys(tickets, flight))
         lane.flights[flight] = None
         return flight
 
@@ -437,13 +432,14 @@ class Desk:
         if room <= 0:
             return []
         soon = now + self._rules.price_ttl_s / 2
+        flying = {key for flight in lane.flights for key in flight.tickets}
         candidates = []
         for key in reversed(lane.known):
             entry = lane.known[key]
             if entry.asked < now - self._rules.recent_s:
                 break
             wanted = entry.value is not None and entry.until <= soon
-            if wanted and key not in taken and key not in lane.flying:
+            if wanted and key not in taken and key not in flying:
                 candidates.append(key)
         candidates.sort(key=lambda key: lane.known[key].until)
         self.counts[Count.FILLED] += len(candidates[:room])
@@ -452,9 +448,6 @@ class Desk:
     def _land(self, flight: Flight) -> _Lane:
         lane = self._lanes[flight.kind, flight.venue]
         del lane.flights[flight]
-        for key in flight.tickets:
-            if lane.flying.get(key) is flight:
-                del lane.flying[key]
         return lane
 
     def _keep(self, lane: _Lane, key: Key, value: Model | None, until: float, now: float) -> None:
