@@ -467,7 +467,7 @@ class TestChanges:
         assert orders.doubtful() == []
         orders.rows(DAY, [row("100")], at(4))
         assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
-        assert orders.cancel_id("bot", orders.find("a", "bot"), at(4)) == "a.cancel2"
+        assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(4)) == "a.cancel2"
         orders.rows(DAY, [row("100", open=0, cancelled=10)], at(8))
         assert orders.find("a.cancel", "bot").state is OrderState.ACCEPTED
 
@@ -536,7 +536,7 @@ def test_a_cancellation_without_an_id_is_the_last_one_while_that_stands() -> Non
     accepted(orders, ask("a"), 0, "100")
 
     def named(now: float) -> str:
-        return orders.cancel_id("bot", orders.find("a", "bot"), at(now))
+        return orders.cancel_id("bot", orders.find("a", "bot"), 0, at(now))
 
     assert named(1) == "a.cancel"
     order = cancelling(orders, "a", 1)
@@ -547,6 +547,73 @@ def test_a_cancellation_without_an_id_is_the_last_one_while_that_stands() -> Non
     assert named(13) == "a.cancel2"
     orders.rows(DAY, [row("100", open=0, cancelled=10)], at(14))
     assert named(14) == "a.cancel"
+
+
+def test_a_cancellation_without_an_id_is_no_other_order_nor_of_another_quantity() -> None:
+    orders = book()
+    target = accepted(orders, ask("a"), 0, "100")
+    accepted(orders, ask("b", symbol="000660"), 0, "101")
+    accepted(orders, ask("a.cancel2", symbol="000660"), 0, "102")
+    accepted(orders, ask("a", client="other"), 0, "103")
+    part = orders.place(cancel("a", qty=4), at(1), OPEN)
+    assert orders.cancel_id("bot", target, 4, at(1)) == part.id == "a.cancel"
+    assert orders.cancel_id("bot", target, 0, at(1)) == "a.cancel3"
+    assert orders.cancel_id("bot", orders.find("a", "other"), 4, at(1)) == "a.cancel3"
+
+
+def test_cancellations_without_an_id_of_orders_whose_long_ids_begin_alike_are_two() -> None:
+    orders = book()
+    names = [f"{'x' * 62}{n}" for n in (10, 11)]
+    targets = [accepted(orders, ask(name), 0, f"10{n}") for n, name in enumerate(names)]
+    found = []
+    for name, target in zip(names, targets, strict=True):
+        found.append(orders.cancel_id("bot", target, 0, at(1)))
+        order = orders.place(cancel(name, found[-1]), at(1), OPEN)
+        assert order.target_key == target.key
+        assert orders.cancel_id("bot", target, 0, at(1)) == found[-1], "it is that one's"
+    assert found == [f"{'x' * 57}.cancel", f"{'x' * 56}.cancel2"]
+
+
+def test_a_change_is_of_the_order_that_its_name_meant_when_it_was_asked_for() -> None:
+    orders = book()
+    accepted(orders, ask("a", client="other"), 0, "100")
+    orders.place(cancel("a"), at(1), OPEN)
+    taken = orders.take(at(1), halted=False)
+    assert taken is not None
+    accepted(orders, ask("a", symbol="000660"), 1, "200")
+    accepted(orders, ask("a", client="third", symbol="000660"), 1, "300")
+    order = orders.intended(orders.intend(taken, at(1)))
+    assert (order.original_no, orders.target(order).client) == ("100", "other")
+
+
+def test_the_order_of_a_change_that_waits_at_midnight_is_not_forgotten() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    night = 14 * 3600  # from 10:00
+    orders.place(cancel("a"), at(night - 1), OPEN)
+    orders.take_changed()
+    orders.forget(at(night))
+    taken = orders.take(at(night), halted=False)
+    assert taken is not None
+    assert orders.intend(taken, at(night))["order"]["original_no"] == "100"
+    orders.not_sent(taken.key, "expired", "late", at(night))
+    orders.take_changed()
+    orders.forget(at(night))
+    assert orders.orders == {}
+
+
+def test_a_journal_from_before_orders_knew_whose_they_change_is_replayed() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.accepted(cancelling(orders, "a", 1).key, Receipt("101", "06010", "100001"), at(1))
+    records = orders.take_records()
+    for record in records:
+        del record["order"]["target_client"], record["order"]["target_day"]
+    again = book()
+    again.replay(records, at(2))
+    assert again.find("a.cancel", "bot").state is OrderState.ACCEPTED
+    target = again.find("a", "bot")
+    assert again.cancel_id("bot", target, 0, at(2)) == "a.cancel2", "twice does no harm"
 
 
 def test_a_cancellation_in_doubt_is_also_found_by_its_own_row() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -299,6 +299,75 @@ async def test_halt_stops_every_order_and_no_cancellation(
             await b.call("resume")
         await b.call("resume", reason="looked at it")
         await b.buy("more")
+
+
+async def test_halt_cancels_each_open_order_whatever_ids_and_cancellations_there_are(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low, long = b.ask - 5_000, "x" * 64
+        await b.buy("1", price=low)
+        await b.buy("1", price=low, client="alg/2.0")
+        await b.buy("1", client="filled/1.0")
+        await b.buy("x", price=low)
+        await b.buy(long, price=low)
+        await trio.sleep(20)
+        await b.call("order.cancel", target="x", qty=4)
+        answer = await b.call("halt", client="alg/2.0", cancel_open=True)
+        assert answer["not_cancelled"] == []
+        told = [(o["target_client"], o["target"], o["state"]) for o in answer["cancelled"]]
+        names = [("bot", "1"), ("alg", "1"), ("bot", "x"), ("bot", long)]
+        assert told == [(*name, "accepted") for name in names]
+        assert [o.open for o in b.sim.simulator.brokerage.orders if o.action == "new"] == [0] * 5
+
+
+async def test_halt_names_what_it_could_not_cancel(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path, attrs.evolve(BIG, queue=1)) as b:
+        await b.buy("a", price=b.ask - 5_000)
+        await b.buy("b", price=b.ask - 5_000)
+        b.sim.inject(Fault("order_late", value=3.0, count=1))
+        async with trio.open_nursery() as nursery:
+
+            async def cancel(target: str) -> None:
+                with suppress(OrderRefused):
+                    await b.call("order.cancel", target=target, client_order_id=f"{target}.c")
+
+            nursery.start_soon(cancel, "a")
+            await trio.sleep(0.5)  # it is being sent
+            nursery.start_soon(cancel, "b")
+            await trio.sleep(0.1)  # and this one waits, in a queue for one
+            answer = await b.call("halt", cancel_open=True)
+        assert answer["cancelled"] == []
+        left = [(o["client"], o["id"], o["reason"]) for o in answer["not_cancelled"]]
+        assert left == [("bot", "a", "queue_full"), ("bot", "b", "queue_full")]
+
+
+async def test_a_queued_cancellation_survives_that_its_caller_places_an_order_of_that_id(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        first = await b.buy("7", price=low, client="a/1")
+        await b.buy("rests", price=low, client="a/1")
+        async with trio.open_nursery() as nursery:
+            b.sim.inject(Fault("order_late", value=3.0, count=1))
+
+            async def busy() -> None:
+                with suppress(OrderRefused):
+                    await b.call("order.cancel", target="rests", client="a/1")
+
+            nursery.start_soon(busy)
+            await trio.sleep(0.5)
+            nursery.start_soon(
+                functools.partial(b.call, "order.cancel", client="c/1", target="7", ttl_s=60.0)
+            )
+            await trio.sleep(0.1)
+            other = functools.partial(b.buy, "7", price=low, client="c/1", ttl_s=60.0)
+            nursery.start_soon(other)
+        gone = await b.call("order.show", client="c/1", client_order_id="7.cancel")
+        assert (gone["state"], gone["original_no"]) == ("accepted", first["order_no"])
 
 
 async def test_a_halt_file_made_by_hand_holds_over_a_restart(

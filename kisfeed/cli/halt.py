@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kisfeed.cli.i18n import N_, _
+from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Option, common, daemon_options
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def command(
     if cancel_open and answer["cancelled"] is None:
         click.echo(_("Nothing was cancelled: no daemon that could."), err=True)
         raise click.exceptions.Exit(69)
+    if answer.get("not_cancelled"):
+        raise click.exceptions.Exit(75)
 
 
 def switch_of(
@@ -106,6 +108,12 @@ def _told(answer: dict[str, Any]) -> str:
 
     text = _("Ordering is halted: {why}").format(why=answer["halted"]["reason"])
     if answer["cancelled"]:
-        listed = ", ".join(f"{o['target']} ({order.state(o)})" for o in answer["cancelled"])
+        listed = ", ".join(
+            f"{o['client']}/{o['target']} ({order.state(o)})" for o in answer["cancelled"]
+        )
         text += "\n" + _("Cancellations: {orders}").format(orders=listed)
+    for left in answer.get("not_cancelled", ()):
+        text += "\n" + _("Still open, not cancelled: {order} ({why})").format(
+            order=f"{left['client']}/{left['id']}", why=said(left["text"], left)
+        )
     return text

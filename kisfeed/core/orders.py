@@ -215,23 +215,27 @@ class Book:
         self._put(queued, at)
         return self.orders[key]
 
-    def cancel_id(self, client: str, target: Order, at: Instant) -> str:
-        """An id for a cancellation whose caller gave none.
+    def cancel_id(self, client: str, target: Order, qty: int, at: Instant) -> str:
+        """An id for a cancellation of *qty* (0: all of it) whose caller gave none.
 
         The last one is asked for again while it stands; a new one follows one that came to
         nothing or to doubt, for to cancel twice does no harm.
         """
         day = day_of(at.wall_ns)
-        n = 1
+        n = 0
         while True:
-            name = f"{target.id}.cancel{n if n > 1 else ''}"
-            order = self.orders.get((client, day, name))
-            if order is None or order.state in _WAITING:
-                return name
-            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
-            if order.state is OrderState.ACCEPTED and (fresh or target.open_qty == 0):
-                return name
             n += 1
+            ending = f".cancel{n if n > 1 else ''}"
+            name = target.id[: _MAX_ID - len(ending)] + ending
+            order = self.orders.get((client, day, name))
+            if order is None:
+                return name
+            if (order.action, order.target_key, order.qty) != (Action.CANCEL, target.key, qty):
+                continue  # another order's, such as one whose long id begins alike
+            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
+            stands = order.state is OrderState.ACCEPTED and (fresh or target.open_qty == 0)
+            if stands or order.state in _WAITING:
+                return name
 
     def _check(self, ask: Ask, at: Instant, now: Situation) -> tuple[Checked, Order]:
         if not ask.id or len(ask.id) > _MAX_ID or not ask.id.isprintable():
@@ -333,6 +337,13 @@ class Book:
         """
         return named(self.orders.values(), name, client, day=day)
 
+    def target(self, change: Order) -> Order:
+        """What *change*, which was not sent by an earlier process, amends or cancels.
+
+        Not looked up by its name: whoever asks may by now have an order of that name itself.
+        """
+        return self.orders[change.target_key]
+
     # The queue.
 
     def waiting(self) -> int:
@@ -382,9 +393,7 @@ class Book:
 
     def intend(self, order: Order, at: Instant) -> dict[str, Any]:
         """The record to make durable before a byte of *order* leaves; see :meth:`intended`."""
-        original = ""
-        if order.target:
-            original = self.find(order.target, order.client).live_number
+        original = self.target(order).live_number if order.target else ""
         return _record(
             attrs.evolve(
                 order,
@@ -740,9 +749,12 @@ class Book:
     def forget(self, at: Instant) -> None:
         """Drop from memory what neither today nor a doubt needs."""
         today = day_of(at.wall_ns)
+        changing = [o.target_key for o in self.orders.values() if o.state in _WAITING]
         for key in [k for k, o in self.orders.items() if o.day < today]:
             order = self.orders[key]
             if order.state in DOUBTFUL or order.state in _WAITING or key in self._changed:
+                continue
+            if key in changing:
                 continue
             if order.sent_ts:
                 self.outlived = True
@@ -873,7 +885,14 @@ def _order(ask: Ask, at: Instant, target: Order | None) -> Order:
     )
     if target is None:
         return order
-    return attrs.evolve(order, symbol=target.symbol, side=target.side, exchange=target.exchange)
+    return attrs.evolve(
+        order,
+        symbol=target.symbol,
+        side=target.side,
+        exchange=target.exchange,
+        target_client=target.client,
+        target_day=target.day,
+    )
 
 
 def _same(ask: Ask, order: Order) -> bool:

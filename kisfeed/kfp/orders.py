@@ -70,6 +70,8 @@ class Order:
         client, id, day: what it is known by: the program's name, its own id, the date in Seoul
             (YYYYMMDD).
         target: id of the order that is amended or cancelled; empty for a new one.
+        target_client, target_day: what else that order is known by; empty as well in what an
+            earlier version wrote.
         qty: shares; of a cancellation 0 means all that is open.
         price: won; None where the type has none.
         type, exchange: as in ``schemas/kis/orders.json``.
@@ -99,6 +101,8 @@ class Order:
     type: str
     exchange: str
     target: str = ""
+    target_client: str = ""
+    target_day: str = ""
     stop_price: int | None = None
     state: OrderState = OrderState.PREVIEWED
     original_no: str = ""
@@ -125,6 +129,11 @@ class Order:
     def key(self) -> tuple[str, str, str]:
         """(client, day, id)."""
         return (self.client, self.day, self.id)
+
+    @property
+    def target_key(self) -> tuple[str, str, str]:
+        """:attr:`key` of the order that it changes."""
+        return (self.target_client, self.target_day, self.target)
 
     @property
     def live_number(self) -> str:

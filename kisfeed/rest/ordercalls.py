@@ -10,8 +10,9 @@ import attrs
 from kisfeed.core.ordercheck import SYMBOL, Ask
 from kisfeed.errors import OrderRefused, UsageError
 from kisfeed.kfp.messages import ErrorCode
-from kisfeed.kfp.orders import Action, Order, Side
-from kisfeed.texts import Phrase
+from kisfeed.kfp.orders import Action, Side
+from kisfeed.rest.orders import Swept
+from kisfeed.texts import Phrase, parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -111,14 +112,15 @@ class OrderCalls:
     async def _cancel(self, a: Mapping[str, Any], client: str) -> object:
         desk = self._open()
         target = desk.show(_text(a, "target"), client)
-        name = _text(a, "client_order_id", "") or desk.cancel_id(client, target.id)
+        qty = _whole(a, "qty") or 0
+        name = _text(a, "client_order_id", "") or desk.cancel_id(client, target, qty)
         ask = Ask(
             client,
             name,
             Action.CANCEL,
             target.symbol,
             target.side,
-            _whole(a, "qty") or 0,
+            qty,
             None,
             target.type,
             target.exchange,
@@ -159,10 +161,16 @@ class OrderCalls:
     async def _halt(self, a: Mapping[str, Any], client: str) -> object:
         desk = self._open()
         found = await desk.halt(_text(a, "reason", f"halted by {client}"))
-        ended: list[Order] = []
-        if _flag(a, "cancel_open"):
-            ended = await desk.cancel_open(client)
-        return {"halted": found, "cancelled": [order.to_map() for order in ended]}
+        swept = await desk.cancel_open() if _flag(a, "cancel_open") else Swept()
+        return {
+            "halted": found,
+            "cancelled": [order.to_map() for order in swept.cancellations],
+            "not_cancelled": [
+                {"client": order.client, "id": order.id, "reason": exc.reason, "text": str(exc)}
+                | parts(exc)
+                for order, exc in swept.refused
+            ],
+        }
 
     async def _resume(self, a: Mapping[str, Any], client: str) -> object:
         await self._open().resume(_text(a, "reason"), client)

@@ -67,6 +67,19 @@ class _Halted(Exception):
 
 
 @attrs.define(eq=False)
+class Swept:
+    """What became of cancelling all that is open.
+
+    Attributes:
+        cancellations: as they ended; KIS did not take every one for sure.
+        refused: orders whose cancellation was not even queued, and why.
+    """
+
+    cancellations: list[Order] = attrs.field(factory=list)
+    refused: list[tuple[Order, OrderRefused]] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
 class OrderDesk:
     """Takes orders from programs, and sees to it that none happens twice.
 
@@ -220,8 +233,7 @@ class OrderDesk:
                 order.stop_price,
             )
             return self._kis.endpoints.call(f"order_cash_{order.side}", values)
-        target = self._book.find(order.target, order.client)
-        number = order.original_no
+        target, number = self._book.target(order), order.original_no
         if order.action is Action.AMEND:
             values = wire.amendment(
                 self._account, number, target.branch, order_type, order.exchange, order.price
@@ -358,6 +370,14 @@ class OrderDesk:
             OrderRefused: it was refused, here or by KIS, was not sent, or its outcome is unknown
                 (code ``unknown_outcome``; do not send it again).
         """
+        return _result(await self._placed(ask))
+
+    async def _placed(self, ask: Ask) -> Order:
+        """Place *ask*, and wait until it is settled one way or another.
+
+        Raises:
+            OrderRefused: it was not even queued.
+        """
         came = self._at()  # its time runs while its quote is fetched
         order = self._book.known(ask, came)
         if order is None:
@@ -370,7 +390,7 @@ class OrderDesk:
         while order.state not in _SETTLED:
             await self._changed.setdefault(order.key, trio.Event()).wait()
             order = self._book.orders[order.key]
-        return _result(order)
+        return order
 
     def show(self, name: str, client: str, day: str | None = None) -> Order:
         """The order of this id: the program's own, else the only one that has it.
@@ -403,13 +423,9 @@ class OrderDesk:
         of_it = [order for order in known.values() if order.day == wanted]
         return sorted(of_it, key=lambda order: order.created_ts)
 
-    def cancel_id(self, client: str, target: str) -> str:
-        """The id of a cancellation whose caller gave none.
-
-        Raises:
-            OrderRefused: there is no such order.
-        """
-        return self._book.cancel_id(client, self._book.find(target, client), self._at())
+    def cancel_id(self, client: str, target: Order, qty: int) -> str:
+        """The id of a cancellation of *qty* whose caller gave none."""
+        return self._book.cancel_id(client, target, qty, self._at())
 
     async def resolve(
         self, name: str, client: str, *, number: str | None, reason: str, day: str | None = None
@@ -472,15 +488,16 @@ class OrderDesk:
         self._switch.resume()
         _log.warning("orders_resumed", extra={"why": reason, "by": by, **self._limits()})
 
-    async def cancel_open(self, client: str) -> list[Order]:
-        """Cancel everything that was placed here and is open; returns the cancellations."""
-        ended = []
+    async def cancel_open(self) -> Swept:
+        """Cancel everything that was placed here and is open."""
+        swept = Swept()
         for order in list(self._book.orders.values()):
             if not order.live_number or order.open_qty == 0 or order.state in DOUBTFUL:
                 continue
+            # As its own program would: by that one's name the id is this order's alone.
             ask = Ask(
-                client,
-                self._book.cancel_id(client, order, self._at()),
+                order.client,
+                self.cancel_id(order.client, order, 0),
                 Action.CANCEL,
                 order.symbol,
                 order.side,
@@ -491,11 +508,10 @@ class OrderDesk:
                 target=order.id,
             )
             try:
-                ended.append(await self.place(ask))
+                swept.cancellations.append(await self._placed(ask))
             except OrderRefused as exc:
-                if "order" in exc.detail:
-                    ended.append(Order.from_map(exc.detail["order"]))
-        return ended
+                swept.refused.append((order, exc))
+        return swept
 
     def status(self) -> dict[str, Any]:
         """What ``status`` tells of orders; JSON-able."""
