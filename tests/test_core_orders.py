@@ -435,6 +435,38 @@ class TestChanges:
         assert taken is not None
         assert Order.from_map(orders.intend(taken, at(10))["order"]).original_no == "101"
 
+    def test_what_is_open_of_an_amended_order_is_not_known_until_the_list_shows_its_new_number(
+        self,
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        amended(orders, "a", 1, "101")
+        gone = row("100", filled=3, avg_price="70000", open=0, cancelled=7)
+        orders.rows(DAY, [gone], at(2))
+        found = orders.find("a", "bot")
+        assert (found.state, found.open_qty, found.filled_qty) == (OrderState.ACCEPTED, None, 3)
+        orders.place(amend("a", 70_200, "a3"), at(3), OPEN)
+        moved = row("101", 1, original="100", price=70_100, qty=7, open=7)
+        orders.rows(DAY, [gone, moved], at(5))
+        assert orders.find("a", "bot").open_qty == 7
+
+    @pytest.mark.parametrize("filled", [0, 3])
+    def test_an_amendment_that_the_exchange_refused_leaves_the_order_open(
+        self, filled: int
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        amended(orders, "a", 1, "101")
+        stays = row("100", filled=filled, open=10 - filled)
+        bounced = row("101", 1, original="100", price=70_100, open=0, rejected=10)
+        orders.rows(DAY, [bounced], at(2))
+        assert orders.find("a", "bot").open_qty is None, "the list does not show it yet"
+        orders.rows(DAY, [stays, bounced], at(5))
+        found = orders.find("a", "bot")
+        assert (found.state, found.open_qty) == (OrderState.ACCEPTED, 10 - filled)
+        assert (found.rejected_qty, found.live_number) == (0, "100")
+        assert cancelling(orders, "a", 6).original_no == "100"
+
     def test_an_amendment_made_in_an_app_is_followed(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")
@@ -508,6 +540,16 @@ def test_notices_make_the_list_be_read_until_it_has_caught_up() -> None:
     orders.rows(DAY, [row("100", filled=10, open=0, avg_price="70000")], at(8.0))
     assert orders.find("a", "bot").filled_qty == 10
     assert orders.next_read() == float("inf")
+
+
+def amended(orders: Book, target: str, now: float, number: str) -> Order:
+    """An amendment of *target* that KIS took under *number*."""
+    orders.place(amend(target, 70_100, f"{target}.{number}"), at(now), OPEN)
+    taken = orders.take(at(now), halted=False)
+    assert taken is not None
+    order = orders.intended(orders.intend(taken, at(now)))
+    orders.accepted(order.key, Receipt(number, "06010", "100001"), at(now))
+    return orders.orders[order.key]
 
 
 def cancelling(orders: Book, target: str, now: float) -> Order:

@@ -453,6 +453,22 @@ async def test_amend_and_cancel(tmp_path: Path, autojump_clock: MockClock) -> No
         assert error.value.reason == "kis"
 
 
+async def test_an_amended_order_is_never_called_gone_while_it_is_open(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("a", price=low)
+        for n in range(1, 4):
+            await trio.sleep(10)
+            await b.call("order.amend", client_order_id=f"a{n}", target="a", price=low - n * 1_000)
+            for _ in range(14):
+                shown = await b.call("order.show", client_order_id="a", fresh=True)
+                assert shown["open_qty"] in {None, 10}
+                await trio.sleep(0.5)
+        assert shown["open_qty"] == 10
+
+
 async def test_paper_pages_are_read_to_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with bench(tmp_path, options=PAPER) as b:
         low = b.ask - 5_000

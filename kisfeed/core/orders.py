@@ -689,23 +689,27 @@ class Book:
                     numbers.append(row.number)
                     follow = True
                     break
+        # A change that the exchange refused left the order as it was, under the number before.
+        while len(numbers) > 1 and _bounced(known.get(numbers[-1])):
+            numbers.pop()
         chain = [known[number] for number in numbers if number in known]
         if not chain:
             return
         filled = sum(row.filled for row in chain)
-        last = chain[-1]
+        # The list shows the end of a number that was amended before it shows the new one.
+        live = known.get(numbers[-1])
         found = attrs.evolve(
             order,
             numbers=tuple(numbers),
             filled_qty=filled,
-            open_qty=last.open,
+            open_qty=None if live is None else live.open,
             cancelled_qty=sum(row.cancelled for row in chain),
-            rejected_qty=last.rejected,
+            rejected_qty=0 if live is None else live.rejected,
             avg_price=_average(chain),
             branch=order.branch or chain[0].branch,
             order_time=order.order_time or chain[0].time,
         )
-        if last.rejected and not filled and not last.open and order.state is OrderState.ACCEPTED:
+        if not filled and _bounced(live) and order.state is OrderState.ACCEPTED:
             found = attrs.evolve(
                 found,
                 state=OrderState.REJECTED,
@@ -916,6 +920,11 @@ def _moment(day: str, time: str) -> int | None:
     except ValueError:
         return None
     return int(moment.timestamp()) * 10**9
+
+
+def _bounced(row: DayRow | None) -> bool:
+    """The exchange refused all of it."""
+    return row is not None and bool(row.rejected) and not row.open and not row.filled
 
 
 def _average(chain: Sequence[DayRow]) -> str:

@@ -77,7 +77,7 @@ class Order:
         type, exchange: as in ``schemas/kis/orders.json``.
         original_no: the number that an amendment or a cancellation is sent against.
         order_no: KIS's number, without leading zeros; of a new order the one it was given first.
-        numbers: every number it has had; the last one is what is open now.
+        numbers: every number under which it stood; the last one is what is open now.
         evidence: what :attr:`state` rests on.
         code, text: KIS's own, or kisfeed's reason.
         filled_qty, open_qty, cancelled_qty, rejected_qty: from the day's list; ``open_qty`` is
