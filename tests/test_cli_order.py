@@ -6,15 +6,15 @@ import functools
 import json
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import pytest
 import trio
 
 import kisfeed
-from kisfeed import blocking, cli, errors, schemas
-from kisfeed.cli import order as orders, settings
+from kisfeed import blocking, cli, errors, schemas, texts
+from kisfeed.cli import link, order as orders, settings
 from kisfeed.cli.i18n import said
 from kisfeed.config import Config, Gateway
 from kisfeed.feed import run_daemon
@@ -213,6 +213,62 @@ def test_halt_and_resume(served: Served, capsys: pytest.CaptureFixture[str]) -> 
     assert "Ordering is halted: lunch" in capsys.readouterr().out
     assert answered(capsys, served, "resume", "--reason", "back") == (0, {"halted": None})
     assert answered(capsys, served, *buy("yes"))[0] == 0
+
+
+class Answering:
+    """A daemon that gives one answer, or none in time."""
+
+    def __init__(self, answer: dict[str, Any] | None) -> None:
+        self.answer = answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, *_: object, **_arguments: object) -> dict[str, Any]:
+        if self.answer is None:
+            raise errors.ServerRefused("timeout", "no answer within 30 s")
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [("en", "cancelling takes longer and goes on in the daemon"), ("ko", "데몬에서 계속")],
+)
+def test_who_waited_too_long_for_cancellations_is_told_that_they_go_on(
+    language: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(link, "connect", lambda *_, **__: Answering(None))
+    place = ["--socket", str(tmp_path / "s.sock")]
+    assert cli.run(["halt", "--cancel-open", *place, "--lang", language]) == 75
+    seen = capsys.readouterr().err
+    assert told in seen
+    assert "kisfeed order ls" in seen
+    assert cli.run(["halt", *place]) == 75
+    assert "no answer within 30 s" in capsys.readouterr().err
+
+
+def test_what_could_not_be_cancelled_is_named_and_has_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = texts.Phrase("{count} orders wait already (orders.queue)", count=1)
+    left = {"client": "bot", "id": "a", "reason": "queue_full", "text": str(text)} | texts.parts(
+        text
+    )
+    halted = {"reason": "enough", "since_ts": 1}
+    answer = {"halted": halted, "cancelled": [], "not_cancelled": [left]}
+    monkeypatch.setattr(link, "connect", lambda *_, **__: Answering(answer))
+    place = ["--socket", str(tmp_path / "s.sock")]
+    assert cli.run(["halt", "--cancel-open", *place]) == 75
+    assert "not cancelled: bot/a (1 orders wait already" in capsys.readouterr().out
+    assert cli.run(["halt", "--cancel-open", "--json", *place]) == 75
+    assert json.loads(capsys.readouterr().out)["not_cancelled"] == [left]
 
 
 def test_halt_works_with_the_daemon_dead(

@@ -321,6 +321,60 @@ async def test_halt_cancels_each_open_order_whatever_ids_and_cancellations_there
         assert [o.open for o in b.sim.simulator.brokerage.orders if o.action == "new"] == [0] * 5
 
 
+async def test_all_that_is_open_is_cancelled_though_the_caller_leaves_half_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path, options=PAPER) as b:
+        for n in range(40):
+            await b.buy(f"o{n}", price=b.ask - 5_000)
+        await trio.sleep(20)
+        with trio.move_on_after(30) as patience:
+            await b.call("halt", cancel_open=True)
+        assert patience.cancelled_caught
+        assert any(o.open for o in b.sim.simulator.brokerage.orders)
+        await trio.sleep(30)
+        assert not any(o.open for o in b.sim.simulator.brokerage.orders)
+        listed = (await b.call("order.list"))["orders"]
+        assert [o["state"] for o in listed if o["action"] == "cancel"] == ["accepted"] * 40
+
+
+async def test_an_order_that_is_being_sent_is_cancelled_though_who_halts_leaves_before_it_is_over(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("rests", price=low)
+        b.sim.inject(Fault("order_late", value=3.0, count=1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(b.buy, "slow", price=low))
+            await trio.sleep(1.0)
+            with trio.move_on_after(0.5) as patience:
+                await b.call("halt", cancel_open=True)
+        assert patience.cancelled_caught
+        assert (await b.show("slow"))["state"] == "accepted"
+        await trio.sleep(5)
+        assert (await b.show("slow.cancel"))["state"] == "accepted"
+        assert not any(o.open for o in b.sim.simulator.brokerage.orders)
+
+
+async def test_two_who_cancel_all_that_is_open_hear_of_the_same_cancellations(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        for n in range(5):
+            await b.buy(f"o{n}", price=b.ask - 5_000)
+        answers: list[Any] = []
+
+        async def halt(client: str) -> None:
+            answers.append((await b.call("halt", client=client, cancel_open=True))["cancelled"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(halt, "bot/1")
+            nursery.start_soon(halt, "alg/1")
+        assert answers[0] == answers[1]
+        assert [o["state"] for o in answers[0]] == ["accepted"] * 5
+
+
 async def test_halt_names_what_it_could_not_cancel(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

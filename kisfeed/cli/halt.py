@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _PATIENCE_S: Final = 20.0  # an order that is being sent is over by then
 _POLL_S: Final = 0.01
+_CANCELLING: Final = N_(
+    "cancelling takes longer and goes on in the daemon; `kisfeed order ls` shows each cancellation"
+)
 
 
 @click.command(
@@ -59,6 +62,8 @@ def command(
         if switch is None:
             raise
     except errors.ServerRefused as exc:
+        if cancel_open and exc.code == "timeout":
+            raise errors.ServerRefused(exc.code, _(_CANCELLING)) from exc
         # A daemon without orders has none to stop; any other refusal is one to be told.
         if switch is None or exc.code != "orders_disabled":
             raise

@@ -11,7 +11,6 @@ from kisfeed.core.ordercheck import SYMBOL, Ask
 from kisfeed.errors import OrderRefused, UsageError
 from kisfeed.kfp.messages import ErrorCode
 from kisfeed.kfp.orders import Action, Side
-from kisfeed.rest.orders import Swept
 from kisfeed.texts import Phrase, parts
 
 if TYPE_CHECKING:
@@ -160,8 +159,8 @@ class OrderCalls:
 
     async def _halt(self, a: Mapping[str, Any], client: str) -> object:
         desk = self._open()
-        found = await desk.halt(_text(a, "reason", f"halted by {client}"))
-        swept = await desk.cancel_open() if _flag(a, "cancel_open") else Swept()
+        reason = _text(a, "reason", f"halted by {client}")
+        found, swept = await desk.halt(reason, cancel_open=_flag(a, "cancel_open"))
         return {
             "halted": found,
             "cancelled": [order.to_map() for order in swept.cancellations],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -51,6 +52,7 @@ _log: Final = logging.getLogger("kisfeed.orders")
 
 _SETTLED: Final = frozenset(OrderState) - {OrderState.QUEUED, OrderState.SENDING}
 _UNSENT: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT})
+_SWEEP_TTL_S: Final = 60.0  # others' answers are waited for ahead of it, and late does no harm
 _RETRY_S: Final = 5.0  # the list could not be read
 _OPEN_READ_S: Final = 30.0  # while something is open, whether or not notices come
 _IDLE_READ_S: Final = 600.0
@@ -73,10 +75,12 @@ class Swept:
     Attributes:
         cancellations: as they ended; KIS did not take every one for sure.
         refused: orders whose cancellation was not even queued, and why.
+        done: set when no more comes.
     """
 
     cancellations: list[Order] = attrs.field(factory=list)
     refused: list[tuple[Order, OrderRefused]] = attrs.field(factory=list)
+    done: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.define(eq=False)
@@ -111,6 +115,8 @@ class OrderDesk:
     _ledger: Ledger = attrs.field(factory=Ledger, init=False)
     _wake: trio.Event = attrs.field(factory=trio.Event, init=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _sweeps: deque[Swept] = attrs.field(factory=deque, init=False)
+    _asked: trio.Event = attrs.field(factory=trio.Event, init=False)
     _look: trio.Event = attrs.field(factory=trio.Event, init=False)
     _changed: dict[Key, trio.Event] = attrs.field(factory=dict, init=False)
     _ready: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -134,6 +140,7 @@ class OrderDesk:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._expire)
             nursery.start_soon(self._execute)
+            nursery.start_soon(self._sweep)
 
     async def _execute(self) -> None:
         await self._ready.wait()
@@ -155,6 +162,43 @@ class OrderDesk:
             self._queued = trio.Event()
             self._book.expire(self._at())
             self._tell_unsent()
+
+    async def _sweep(self) -> None:
+        """Cancel all that is open for whoever asked: not in his task, which ends when he leaves."""
+        while True:
+            while self._sweeps:
+                sweep = self._sweeps.popleft()
+                await self._cancel_all(sweep)
+                sweep.done.set()
+            await self._asked.wait()
+            self._asked = trio.Event()
+
+    async def _cancel_all(self, sweep: Swept) -> None:
+        for key in list(self._book.orders):
+            order = self._book.orders.get(key)
+            if order is None:
+                continue  # forgotten since
+            order = await self._settled(order)  # what is being sent may be open then
+            if not order.live_number or order.open_qty == 0 or order.state in DOUBTFUL:
+                continue
+            # As its own program would: by that one's name the id is this order's alone.
+            ask = Ask(
+                order.client,
+                self.cancel_id(order.client, order, 0),
+                Action.CANCEL,
+                order.symbol,
+                order.side,
+                0,
+                None,
+                order.type,
+                order.exchange,
+                target=order.id,
+                ttl_s=_SWEEP_TTL_S,
+            )
+            try:
+                sweep.cancellations.append(await self._placed(ask))
+            except OrderRefused as exc:
+                sweep.refused.append((order, exc))
 
     async def _send(self, order: Order) -> None:
         """One order, from its intent to whatever is known of it."""
@@ -387,6 +431,10 @@ class OrderDesk:
             self._wake.set()
             self._queued.set()
         # The caller may leave: the order goes on, and its id gives its result to whoever asks.
+        return await self._settled(order)
+
+    async def _settled(self, order: Order) -> Order:
+        """*order* when its turn has come and gone."""
         while order.state not in _SETTLED:
             await self._changed.setdefault(order.key, trio.Event()).wait()
             order = self._book.orders[order.key]
@@ -461,8 +509,16 @@ class OrderDesk:
         except ValueError as exc:
             raise KisError(str(exc)) from exc
 
-    async def halt(self, reason: str) -> dict[str, Any]:
+    async def halt(self, reason: str, *, cancel_open: bool = False) -> tuple[dict[str, Any], Swept]:
         """Stop all ordering; once this returns, no order leaves any more. Cancellations may.
+
+        Args:
+            reason: why.
+            cancel_open: cancel everything that was placed here and is open. That goes on when
+                the caller leaves.
+
+        Returns:
+            The halt that holds, and what was cancelled.
 
         Raises:
             StateError: the halt file cannot be written.
@@ -470,13 +526,19 @@ class OrderDesk:
         found = self._switch.halt(reason, self._clock.wall_ns())
         _log.warning("orders_halted", extra={"why": found.reason, **self._limits()})
         self._wake.set()
+        sweep = Swept()
+        if cancel_open:
+            self._sweeps.append(sweep)
+            self._asked.set()
         while not self._switch.quiet():  # noqa: ASYNC110  # the lock is a file's
             await trio.sleep(_QUIET_POLL_S)
         try:
             await self._append({"halt": found.to_map()})
         except StateError as exc:
             self._unwritten(exc)
-        return found.to_map()
+        if cancel_open:
+            await sweep.done.wait()
+        return found.to_map(), sweep
 
     async def resume(self, reason: str, by: str) -> None:
         """Allow ordering again.
@@ -487,31 +549,6 @@ class OrderDesk:
         await self._append({"resume": {"reason": reason, "by": by, "ts": self._clock.wall_ns()}})
         self._switch.resume()
         _log.warning("orders_resumed", extra={"why": reason, "by": by, **self._limits()})
-
-    async def cancel_open(self) -> Swept:
-        """Cancel everything that was placed here and is open."""
-        swept = Swept()
-        for order in list(self._book.orders.values()):
-            if not order.live_number or order.open_qty == 0 or order.state in DOUBTFUL:
-                continue
-            # As its own program would: by that one's name the id is this order's alone.
-            ask = Ask(
-                order.client,
-                self.cancel_id(order.client, order, 0),
-                Action.CANCEL,
-                order.symbol,
-                order.side,
-                0,
-                None,
-                order.type,
-                order.exchange,
-                target=order.id,
-            )
-            try:
-                swept.cancellations.append(await self._placed(ask))
-            except OrderRefused as exc:
-                swept.refused.append((order, exc))
-        return swept
 
     def status(self) -> dict[str, Any]:
         """What ``status`` tells of orders; JSON-able."""
