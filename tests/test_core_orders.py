@@ -500,8 +500,10 @@ class TestChanges:
         orders.rows(DAY, [row("100")], at(4))
         assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
         assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(4)) == "a.cancel2"
-        orders.rows(DAY, [row("100", open=0, cancelled=10)], at(8))
-        assert orders.find("a.cancel", "bot").state is OrderState.ACCEPTED
+        for now, state in ((8, "unknown"), (19.9, "unknown"), (20, "accepted")):
+            orders.rows(DAY, [row("100", open=0, cancelled=10)], at(now))
+            assert orders.find("a.cancel", "bot").state == state
+        assert orders.find("a.cancel", "bot").evidence is Evidence.LIST
 
     def test_what_the_exchange_refused_is_rejected(self) -> None:
         orders = book()
@@ -1505,8 +1507,51 @@ def test_a_cancellation_in_doubt_is_no_amendment_made_in_an_app() -> None:
     rows = [row("100", open=0), row("300", 2, original="100", price=70_200)]
     for now in (2.0, 3.0, 20.0):
         orders.rows(DAY, rows, at(now))
+        assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
     assert orders.find("a.cancel", "bot").order_no == ""
     assert orders.find("a", "bot").live_number == "300"
+
+
+def test_a_cancellation_in_doubt_stays_so_while_the_order_lives_on_under_another_number() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    amended(orders, "a", 2, "101")
+    gone = row("100", open=0, cancelled=10)
+    moved = row("101", 2, original="100", price=70_100)
+    for now, rows in ((3, [gone]), (16, [gone]), (17, [gone, moved]), (40, [gone, moved])):
+        orders.rows(DAY, rows, at(now))
+        assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+    assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(41)) == "a.cancel2"
+    moved = attrs.evolve(moved, open=0, cancelled=10)
+    for now, state in ((50, "unknown"), (62, "accepted")):
+        orders.rows(DAY, [gone, moved], at(now))
+        assert orders.find("a.cancel", "bot").state == state
+
+
+def test_an_amendment_made_in_an_app_that_is_listed_late_keeps_a_cancellation_in_doubt() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    orders.rows(DAY, [row("100")], at(20))
+    gone = row("100", open=0, cancelled=10)
+    orders.rows(DAY, [gone], at(30))
+    assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+    for now in (35, 50, 100):
+        orders.rows(DAY, [gone, row("300", 30, original="100", price=70_200)], at(now))
+        assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+    assert orders.find("a", "bot").live_number == "300"
+
+
+def test_an_order_that_the_list_opens_again_has_not_ended() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    orders.doubt(cancelling(orders, "a", 1).key, "reset", at(1))
+    for now, left in ((2, 0), (10, 10), (20, 0), (31.9, 0)):
+        orders.rows(DAY, [row("100", open=left)], at(now))
+        assert orders.find("a.cancel", "bot").state is OrderState.UNKNOWN
+    orders.rows(DAY, [row("100", open=0)], at(32))
+    assert orders.find("a.cancel", "bot").state is OrderState.ACCEPTED
 
 
 def test_the_numbers_of_changes_are_known_again_after_a_replay() -> None:

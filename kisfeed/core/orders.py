@@ -121,6 +121,7 @@ class Book:
         self._rows: dict[str, dict[str, DayRow]] = {}
         # When the reading that brought a row began, and when it ended.
         self._first_seen: dict[tuple[str, str], tuple[Instant, Instant]] = {}
+        self._ended: dict[tuple[str, str], float] = {}  # when the list first showed nothing open
         self._channels: set[str] = set()  # how orders that KIS answered had been entered
         self._hints: dict[tuple[str, str], Hint] = {}
         self._heard: dict[tuple[str, str], int] = {}
@@ -531,6 +532,10 @@ class Book:
         for row in rows:
             known[row.number] = row
             self._first_seen.setdefault((day, row.number), (at, answered or at))
+            if row.open:
+                self._ended.pop((day, row.number), None)
+            else:
+                self._ended.setdefault((day, row.number), at.now)
             owner = self.owner(day, row.number)
             if owner is not None and self._answered(owner, row):
                 self._channels.add(row.channel)
@@ -625,8 +630,13 @@ class Book:
         )
 
     def _settle_cancel(self, order: Order, at: Instant, age: float) -> None:
-        row = self.row(order.day, order.original_no)
+        target = self._amended(order)
+        number = order.original_no if target is None else target.live_number
+        row = self.row(order.day, number)
         if row is not None and not row.open:
+            # What ended may have been amended in an app, and its new number is listed late.
+            if min(age, at.now - self._ended[order.day, number]) < self._caps.settle_s:
+                return
             text = Phrase("nothing of the order is open any more")
             self._end(order.key, OrderState.ACCEPTED, "", text, at, Evidence.LIST)
         elif age >= self._caps.human_after_s:
@@ -769,6 +779,7 @@ class Book:
         days = {order.day for order in self.orders.values()} | {today}
         self._rows = {day: rows for day, rows in self._rows.items() if day in days}
         self._first_seen = {k: v for k, v in self._first_seen.items() if k[0] in days}
+        self._ended = {k: v for k, v in self._ended.items() if k[0] in days}
         self._hints = {k: v for k, v in self._hints.items() if k[0] in days}
         self._heard = {k: v for k, v in self._heard.items() if k[0] in days}
         self._owners = {k: v for k, v in self._owners.items() if v in self.orders}
