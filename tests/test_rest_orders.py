@@ -507,6 +507,32 @@ async def test_amend_and_cancel(tmp_path: Path, autojump_clock: MockClock) -> No
         assert error.value.reason == "kis"
 
 
+async def test_an_amended_stop_limit_order_carries_its_stop_price(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("a", price=low, stop_price=low - 100, type="stop-limit")
+        for name, prices in (
+            ("no", {"price": low + 100}),
+            ("a2", {"price": low + 100, "stop_price": low}),
+        ):
+            with suppress(OrderRefused):
+                await b.call("order.amend", client_order_id=name, target="a", **prices)
+        await b.call("order.cancel", target="a")
+        await b.buy("b", price=low)
+        await b.call("order.amend", client_order_id="b2", target="b", price=low + 100)
+        sent = [values for _, _, values in b.sim.simulator.trading.posts]
+        told = [(v["ORD_DVSN"], v["ORD_UNPR"], v.get("CNDT_PRIC")) for v in sent]
+        assert told == [
+            ("22", str(low), str(low - 100)),
+            ("22", str(low + 100), str(low)),
+            ("22", "0", None),
+            ("00", str(low), ""),
+            ("00", str(low + 100), None),
+        ]
+
+
 async def test_an_amended_order_is_never_called_gone_while_it_is_open(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

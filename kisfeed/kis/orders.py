@@ -166,9 +166,12 @@ def amendment(
     order_type: OrderType,
     exchange: str,
     price: int | None,
+    stop_price: int | None,
 ) -> dict[str, str]:
-    """The body of ``order-rvsecncl`` that changes price or type of all that is still open."""
-    return _change(account, number, branch, _AMEND, order_type, exchange, 0, price or 0)
+    """The body of ``order-rvsecncl`` that changes prices or type of all that is still open."""
+    body = _change(account, number, branch, _AMEND, order_type, exchange, 0, price or 0)
+    # Optional there, and of stop-limit orders only.
+    return body if stop_price is None else body | {"CNDT_PRIC": str(stop_price)}
 
 
 def cancellation(

@@ -280,7 +280,13 @@ class OrderDesk:
         target, number = self._book.target(order), order.original_no
         if order.action is Action.AMEND:
             values = wire.amendment(
-                self._account, number, target.branch, order_type, order.exchange, order.price
+                self._account,
+                number,
+                target.branch,
+                order_type,
+                order.exchange,
+                order.price,
+                order.stop_price,
             )
         else:
             values = wire.cancellation(
