@@ -450,6 +450,23 @@ class TestChanges:
         orders.rows(DAY, [gone, moved], at(5))
         assert orders.find("a", "bot").open_qty == 7
 
+    @pytest.mark.parametrize("doubt", [False, True])
+    def test_what_may_have_been_amended_is_not_called_gone(self, *, doubt: bool) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
+        taken = orders.take(at(1), halted=False)
+        assert taken is not None
+        order = orders.intended(orders.intend(taken, at(1)))
+        if doubt:
+            orders.doubt(order.key, "reset", at(1))
+        orders.rows(DAY, [row("100", filled=3, open=7)], at(2))
+        assert orders.find("a", "bot").open_qty == 7, "as far as anybody knows"
+        orders.rows(DAY, [row("100", filled=3, open=0, cancelled=7)], at(3))
+        assert orders.find("a", "bot").open_qty is None
+        orders.rows(DAY, [row("100", filled=10, open=0)], at(4))
+        assert orders.find("a", "bot").open_qty == 0, "nothing was left to amend"
+
     @pytest.mark.parametrize("filled", [0, 3])
     def test_an_amendment_that_the_exchange_refused_leaves_the_order_open(
         self, filled: int

@@ -681,12 +681,24 @@ class Book:
         return any(o.order_no == number and o.day == order.day for o in self.orders.values())
 
     def _confirm_all(self, at: Instant) -> None:
+        amending = {
+            (order.day, order.original_no)
+            for order in self.orders.values()
+            if order.action is Action.AMEND
+            and (order.state in DOUBTFUL or order.state is OrderState.SENDING)
+        }
         for order in list(self.orders.values()):
             if order.numbers and order.action is Action.NEW and order.day in self._rows:
-                self._confirm(order, at)
+                self._confirm(order, amending, at)
 
-    def _confirm(self, order: Order, at: Instant) -> None:
-        """Take over what the list says of an order with a number."""
+    def _confirm(self, order: Order, amending: set[tuple[str, str]], at: Instant) -> None:
+        """Take over what the list says of an order with a number.
+
+        Args:
+            order: which.
+            amending: (day, number) that may live on under a number that is not known yet.
+            at: this moment.
+        """
         known = self._rows[order.day]
         numbers = list(order.numbers)
         # An amendment made elsewhere continues the order under a number that we never gave out.
@@ -708,11 +720,14 @@ class Book:
         filled = sum(row.filled for row in chain)
         # The list shows the end of a number that was amended before it shows the new one.
         live = known.get(numbers[-1])
+        open_qty = None if live is None else live.open
+        if live is not None and not live.open and (order.day, live.number) in amending:
+            open_qty = None if live.filled + live.rejected < live.qty else 0
         found = attrs.evolve(
             order,
             numbers=tuple(numbers),
             filled_qty=filled,
-            open_qty=None if live is None else live.open,
+            open_qty=open_qty,
             cancelled_qty=sum(row.cancelled for row in chain),
             rejected_qty=0 if live is None else live.rejected,
             avg_price=_average(chain),
