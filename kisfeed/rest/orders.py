@@ -443,7 +443,10 @@ class OrderDesk:
         """*order* when its turn has come and gone."""
         while order.state not in _SETTLED:
             await self._changed.setdefault(order.key, trio.Event()).wait()
-            order = self._book.orders[order.key]
+            found = self._book.orders.get(order.key)
+            if found is None:
+                break  # settled and forgotten, at midnight
+            order = found
         return order
 
     def show(self, name: str, client: str, day: str | None = None) -> Order:
