@@ -775,6 +775,21 @@ def test_a_registration_that_kis_had_let_go_and_takes_anew_is_a_gap() -> None:
     assert (gap.topic, gap.missed_qty, gap.code) == (BOOK, None, Code.GAP_DETECTED)
 
 
+def test_a_registration_taken_anew_is_a_gap_though_the_answer_comes_late() -> None:
+    bench = Bench()
+    program = bench.subscribe(TRADE, BOOK)
+    bench.rows(book(), tr_id="H0STASP0")
+    bench.answers[BOOK_KEY] = None
+    for second in range(200):
+        bench.rows(trade(100 + second * 10))
+        bench.wait(1)
+    assert bench.sent[-1] == (True, BOOK_KEY), "asked about"
+    bench.ack(BOOK_KEY, server.SUBSCRIBED)
+    bench.rows(book(), tr_id="H0STASP0")
+    (gap,) = gaps(bench.take(program))
+    assert gap.topic == BOOK
+
+
 def test_a_registration_that_kis_still_has_is_no_gap() -> None:
     bench, seen = quiet_book(forgotten=False)
     assert told(bench, "registration_renewed") == []

@@ -14,7 +14,8 @@ from kisfeed.kfp.messages import Source, Stream
 from kisfeed.simulator import Happening
 
 if TYPE_CHECKING:
-    from kisfeed.chaos.run import Program, Run
+    from kisfeed.chaos.run import Program
+    from kisfeed.chaos.seen import Seen
 
 _DOWN: Final = (State.IDLE, State.CONNECTING, State.RECONNECT_BACKOFF)
 _REASONS: Final = {str(reason) for reason in Reason}
@@ -75,8 +76,9 @@ class _Watcher:
             self._tell(name)
 
 
-def breaks(run: Run) -> tuple[int, list[str]]:
+def breaks(seen: Seen) -> tuple[int, list[str]]:
     """Breaks that programs who get every row were told of, and those that they were not."""
+    run = seen.run
     told, faults = 0, []
     # What is conflated comes late: a row from before a break may come behind the word of it.
     for program in (program for program in run.programs if program.mode == "all"):
@@ -85,12 +87,12 @@ def breaks(run: Run) -> tuple[int, list[str]]:
             watcher.see(at, event, name)
         told += watcher.told
         faults += [f"{program.name}: {fault}" for fault in watcher.faults]
-    return told, faults + _forgotten(run, run.programs[0])
+    return told, faults + _forgotten(seen, run.programs[0])
 
 
-def _forgotten(run: Run, program: Program) -> list[str]:
+def _forgotten(seen: Seen, program: Program) -> list[str]:
     """Registrations that KIS let go without a word, took anew in the same session, and no GAP."""
-    faults = []
+    run, faults = seen.run, []
     if any(step.kind == "stall" for step in run.case.steps):
         return []  # what the program sees late may have been sent before
     names = {key_of(name): name for name in program.topics}
@@ -106,6 +108,8 @@ def _forgotten(run: Run, program: Program) -> list[str]:
         elif line.what is Happening.UNSUBSCRIBE:
             since.pop(place, None)
         elif line.what is Happening.SUBSCRIBE and line.code == "OPSP0000" and place in since:
+            if not _answered(seen, line.key, since[place], line.at):
+                continue
             name = names[line.key]
             told = [at for at, e, _ in program.log if isinstance(e, events.Gap) and e.topic == name]
             rows = [
@@ -118,3 +122,15 @@ def _forgotten(run: Run, program: Program) -> list[str]:
             if had and goes_on and not any(at >= since[place] for at in told):
                 faults.append(f"{line.at:.3f}: KIS took {name} anew, and no GAP was told")
     return faults
+
+
+def _answered(seen: Seen, key: tuple[str, str], let_go_at: float, renewed_at: float) -> bool:
+    """The daemon got the answer, and knew by the one before it that this was no first one."""
+    return any(
+        any(a.key == key and a.at < let_go_at for a in line.answers)
+        and any(
+            a.key == key and a.code == "OPSP0000" and renewed_at <= a.at < renewed_at + _TOLD_S
+            for a in line.answers
+        )
+        for line in seen.lines
+    )

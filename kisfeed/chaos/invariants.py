@@ -558,7 +558,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 )
     if swallowed:
         faults.insert(0, f"{swallowed} ticks were read and not given")
-    breaks_told, untold = breaks(seen.run)
+    breaks_told, untold = breaks(seen)
     faults += untold
     return Finding(
         {Phrase("unexplained"): len(faults)},

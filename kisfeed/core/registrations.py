@@ -53,6 +53,7 @@ class Operation(enum.StrEnum):
 
     SUBSCRIBE = "subscribe"
     UNSUBSCRIBE = "unsubscribe"
+    PROBE = "probe"  # a subscribe of what is held
 
 
 class ResyncReason(enum.StrEnum):
@@ -206,7 +207,6 @@ class _Flight:
     key: RegKey
     operation: Operation
     deadline: float
-    probe: bool
 
 
 @attrs.frozen
@@ -214,7 +214,6 @@ class _Step:
     operation: Operation
     key: RegKey
     by: RegKey | None = None
-    probe: bool = False
     counts_as_return: bool = False
 
 
@@ -543,10 +542,11 @@ class Registrations:
         operation = _answered(unanswered, meaning)
         if operation is None or unanswered is None:
             return []
-        if any(later is not operation for later in unanswered):
+        ends = operation is Operation.UNSUBSCRIBE
+        if any((later is Operation.UNSUBSCRIBE) is not ends for later in unanswered):
             return []  # something else was sent for this key since
         flight = self._flight
-        probe = flight is not None and flight.key == key and flight.probe
+        probe = flight is not None and flight.key == key and flight.operation is Operation.PROBE
         if flight is not None and flight.key == key:
             self._flight = None
         slot = self._slots.get(key)
@@ -556,9 +556,12 @@ class Registrations:
         elif operation is Operation.UNSUBSCRIBE:
             outputs += self._unsubscribe_answered(key, slot, meaning, now)
         elif meaning is Meaning.HELD:
+            # Also where the answer to a probe comes late.
+            asked = operation is Operation.PROBE and slot.state is State.HELD
+            renewed = asked and msg_cd == SUBSCRIBED
             outputs += self._held(key, slot, now)
-            if probe:
-                outputs.append(ProbePassed(key, renewed=msg_cd == SUBSCRIBED))
+            if probe or renewed:
+                outputs.append(ProbePassed(key, renewed))
         elif slot.state is State.HELD:
             if probe:
                 outputs.append(ProbeFailed(key))
@@ -629,7 +632,7 @@ class Registrations:
         self._flight = None
         outputs: list[Output] = []
         slot = self._slots[flight.key]
-        if flight.probe:
+        if flight.operation is Operation.PROBE:
             outputs.append(ProbeFailed(flight.key))
         else:
             outputs.append(AckMissing(flight.key, slot.tries))
@@ -767,7 +770,7 @@ class Registrations:
         self._key_refused = True
         self._flight = None
         self._unanswered[flight.key].pop()
-        if not flight.probe:
+        if flight.operation is not Operation.PROBE:
             slot = self._slots[flight.key]
             slot.tries -= 1
             slot.retry_at = now
@@ -892,7 +895,7 @@ class Registrations:
         for key in list(self._probes):
             if key in self._slots and self._slots[key].state is State.HELD:
                 # Kept until it is sent: pacing may still hold it back.
-                return _Step(Operation.SUBSCRIBE, key, probe=True)
+                return _Step(Operation.PROBE, key)
             del self._probes[key]
         return self._take_room(now) or self._swap(now)
 
@@ -976,10 +979,11 @@ class Registrations:
 
     def _perform(self, step: _Step, now: float) -> list[Output]:
         key = step.key
-        timeout = self._rules.probe_timeout_s if step.probe else self._rules.ack_timeout_s
-        self._flight = _Flight(key, step.operation, now + timeout, step.probe)
+        probe = step.operation is Operation.PROBE
+        timeout = self._rules.probe_timeout_s if probe else self._rules.ack_timeout_s
+        self._flight = _Flight(key, step.operation, now + timeout)
         self._unanswered.setdefault(key, deque(maxlen=_UNANSWERED_KEPT)).append(step.operation)
-        if step.probe:
+        if probe:
             del self._probes[key]
             self._slots[key].probed_at = now
             return [Subscribe(key)]
@@ -1033,14 +1037,15 @@ def _answered(unanswered: deque[Operation] | None, meaning: Meaning) -> Operatio
     """
     if not unanswered:
         return None
+    answered: tuple[Operation, ...]
     if meaning is Meaning.HELD or meaning is Meaning.OVER_CAP:
-        operation = Operation.SUBSCRIBE
+        answered = (Operation.SUBSCRIBE, Operation.PROBE)
     elif meaning is Meaning.FREE:
-        operation = Operation.UNSUBSCRIBE
+        answered = (Operation.UNSUBSCRIBE,)
     else:
-        operation = unanswered[0]
-    if operation not in unanswered:
+        answered = (unanswered[0],)
+    if not any(operation in answered for operation in unanswered):
         return None
-    while unanswered.popleft() is not operation:
+    while (operation := unanswered.popleft()) not in answered:
         pass
     return operation
