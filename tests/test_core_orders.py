@@ -454,10 +454,7 @@ class TestChanges:
     def test_what_may_have_been_amended_is_not_called_gone(self, *, doubt: bool) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")
-        orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
-        taken = orders.take(at(1), halted=False)
-        assert taken is not None
-        order = orders.intended(orders.intend(taken, at(1)))
+        order = sent(orders, amend("a", 70_100, "a2"), 1)
         if doubt:
             orders.doubt(order.key, "reset", at(1))
         orders.rows(DAY, [row("100", filled=3, open=7)], at(2))
@@ -494,10 +491,7 @@ class TestChanges:
     def test_an_amendment_in_doubt_is_found_by_what_it_changed(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")
-        orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
-        taken = orders.take(at(1), halted=False)
-        assert taken is not None
-        changed = orders.intended(orders.intend(taken, at(1)))
+        changed = sent(orders, amend("a", 70_100, "a2"), 1)
         orders.doubt(changed.key, "reset", at(1))
         rows = [row("100", open=0), row("101", 1, original="100", price=70_100)]
         for now in (2.0, 20.0):
@@ -508,10 +502,7 @@ class TestChanges:
     def test_a_cancellation_in_doubt_is_settled_by_the_order_it_was_for(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")
-        orders.place(cancel("a"), at(1), OPEN)
-        taken = orders.take(at(1), halted=False)
-        assert taken is not None
-        changed = orders.intended(orders.intend(taken, at(1)))
+        changed = sent(orders, cancel("a"), 1)
         orders.doubt(changed.key, "reset", at(1))
         assert orders.doubtful() == []
         orders.rows(DAY, [row("100")], at(4))
@@ -563,20 +554,14 @@ def test_notices_make_the_list_be_read_until_it_has_caught_up() -> None:
 
 def amended(orders: Book, target: str, now: float, number: str) -> Order:
     """An amendment of *target* that KIS took under *number*."""
-    orders.place(amend(target, 70_100, f"{target}.{number}"), at(now), OPEN)
-    taken = orders.take(at(now), halted=False)
-    assert taken is not None
-    order = orders.intended(orders.intend(taken, at(now)))
+    order = sent(orders, amend(target, 70_100, f"{target}.{number}"), now)
     orders.accepted(order.key, Receipt(number, "06010", "100001"), at(now))
     return orders.orders[order.key]
 
 
 def cancelling(orders: Book, target: str, now: float) -> Order:
     """A cancellation of *target* that is being sent."""
-    orders.place(cancel(target), at(now), OPEN)
-    taken = orders.take(at(now), halted=False)
-    assert taken is not None
-    return orders.intended(orders.intend(taken, at(now)))
+    return sent(orders, cancel(target), now)
 
 
 @pytest.mark.parametrize(
@@ -1115,12 +1100,7 @@ def test_two_amendments_at_once_are_not_both_found_in_one_row() -> None:
     orders = book()
     accepted(orders, ask("a"), 0, "100")
     accepted(orders, ask("other", symbol="000660"), 0, "90")
-    changes = []
-    for name in ("a2", "a3"):
-        orders.place(amend("a", 70_100, name), at(1), OPEN)
-        taken = orders.take(at(1), halted=False)
-        assert taken is not None
-        changes.append(orders.intended(orders.intend(taken, at(1))))
+    changes = [sent(orders, amend("a", 70_100, name), 1) for name in ("a2", "a3")]
     orders.accepted(changes[0].key, Receipt("101", "06010", "100001"), at(1))
     orders.doubt(changes[1].key, "reset", at(1))
     orders.rows(DAY, [row("100", open=0), row("101", 1, original="100", price=70_100)], at(20))
@@ -1412,10 +1392,7 @@ def test_a_journal_holds_what_was_sent_and_its_orders_as_they_are() -> None:
 def test_after_a_replay_numbers_belong_to_the_orders_they_continue() -> None:
     orders = book()
     accepted(orders, ask("a"), 0, "100")
-    orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
-    taken = orders.take(at(1), halted=False)
-    assert taken is not None
-    order = orders.intended(orders.intend(taken, at(1)))
+    order = sent(orders, amend("a", 70_100, "a2"), 1)
     orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
     again = book()
     again.replay(orders.needed(), at(5))
@@ -1450,10 +1427,7 @@ def test_an_amendment_or_cancellation_makes_the_list_of_its_order_be_read_soon()
     orders = book()
     accepted(orders, ask("a"), 0, "100")
     orders.rows(DAY, [row("100")], at(1))
-    orders.place(amend("a", 70_100, "a2"), at(5), OPEN)
-    taken = orders.take(at(5), halted=False)
-    assert taken is not None
-    order = orders.intended(orders.intend(taken, at(5)))
+    order = sent(orders, amend("a", 70_100, "a2"), 5)
     orders.accepted(order.key, Receipt("101", "06010", "100005"), at(5))
     assert orders.next_read() == 6.0
     assert orders.find("a", "bot").open_qty is None, "nobody knows yet what went over"
@@ -1586,10 +1560,7 @@ def test_the_number_of_an_amendment_is_its_orders_at_once_and_for_ever() -> None
     orders = book()
     accepted(orders, ask("a"), 0, "100")
     orders.take_records()
-    orders.place(amend("a", 70_100, "a2"), at(1), OPEN)
-    taken = orders.take(at(1), halted=False)
-    assert taken is not None
-    order = orders.intended(orders.intend(taken, at(1)))
+    order = sent(orders, amend("a", 70_100, "a2"), 1)
     orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
     owner = orders.owner(DAY, "101")
     assert owner is not None

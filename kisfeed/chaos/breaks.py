@@ -11,6 +11,7 @@ from kisfeed.chaos.run import NOTICES, key_of
 from kisfeed.core.connection import Reason, State
 from kisfeed.kfp import events
 from kisfeed.kfp.messages import Source, Stream
+from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.simulator import Happening
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from kisfeed.chaos.seen import Seen
 
 _DOWN: Final = (State.IDLE, State.CONNECTING, State.RECONNECT_BACKOFF)
-_REASONS: Final = {str(reason) for reason in Reason}
+REASONS: Final = {str(reason) for reason in Reason}
+"""What the daemon says of its session; any other text is the client's own, of its connection."""
+
 _AT_ONCE_S: Final = 5.0  # from the word that notices come again to the word of what is missed
 _TOLD_S: Final = 60.0  # a row that comes so long after the answer of KIS was sent behind it
 
@@ -39,7 +42,7 @@ class _Watcher:
         match event:
             case None:
                 self._forget(name)
-            case events.Session() if event.text not in _REASONS:
+            case events.Session() if event.text not in REASONS:
                 # The program's own connection was cut, of which its client tells.
                 self.open.clear()
                 self.away.clear()
@@ -95,9 +98,8 @@ def _forgotten(seen: Seen, program: Program) -> list[str]:
     run, faults = seen.run, []
     if any(step.kind == "stall" for step in run.case.steps):
         return []  # what the program sees late may have been sent before
-    names = {key_of(name): name for name in program.topics}
-    for _, _, name in program.log:
-        names = {key: kept for key, kept in names.items() if kept != name}
+    let_go = {name for _, event, name in program.log if event is None}
+    names = {key_of(name): name for name in program.topics if name not in let_go}
     since: dict[tuple[int, tuple[str, str]], float] = {}
     for line in run.exchange.history:
         if line.key not in names or line.key is None:
@@ -107,7 +109,7 @@ def _forgotten(seen: Seen, program: Program) -> list[str]:
             since[place] = line.at
         elif line.what is Happening.UNSUBSCRIBE:
             since.pop(place, None)
-        elif line.what is Happening.SUBSCRIBE and line.code == "OPSP0000" and place in since:
+        elif line.what is Happening.SUBSCRIBE and line.code == SUBSCRIBED and place in since:
             if not _answered(seen, line.key, since[place], line.at):
                 continue
             name = names[line.key]
@@ -129,7 +131,7 @@ def _answered(seen: Seen, key: tuple[str, str], let_go_at: float, renewed_at: fl
     return any(
         any(a.key == key and a.at < let_go_at for a in line.answers)
         and any(
-            a.key == key and a.code == "OPSP0000" and renewed_at <= a.at < renewed_at + _TOLD_S
+            a.key == key and a.code == SUBSCRIBED and renewed_at <= a.at < renewed_at + _TOLD_S
             for a in line.answers
         )
         for line in seen.lines

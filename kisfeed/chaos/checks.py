@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
+from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.simulator import Happening
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def flips(world: World, seconds: float = 60.0) -> int:
     """The most subscribes of one registration in any *seconds*, in one session."""
     times: dict[tuple[int, object], list[float]] = {}
     for line in world.exchange.history:
-        if line.what is Happening.SUBSCRIBE and line.code == "OPSP0000":
+        if line.what is Happening.SUBSCRIBE and line.code == SUBSCRIBED:
             times.setdefault((line.session, line.key), []).append(line.at)
     return max((most_within(t, seconds) for t in times.values()), default=0)
 

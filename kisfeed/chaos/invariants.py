@@ -16,7 +16,7 @@ import attrs
 
 from kisfeed import schemas
 from kisfeed.chaos import ordering
-from kisfeed.chaos.breaks import breaks
+from kisfeed.chaos.breaks import REASONS, breaks
 from kisfeed.chaos.checks import most_within
 from kisfeed.chaos.findings import Finding
 from kisfeed.chaos.run import (
@@ -34,6 +34,7 @@ from kisfeed.chaos.schedule import Trouble
 from kisfeed.chaos.seen import Line, Seen, confirmed, see
 from kisfeed.core.connection import TRANSITIONS, Reason, State
 from kisfeed.kfp import events
+from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.limits import resolve
 from kisfeed.simulator import Happening
 from kisfeed.texts import Phrase
@@ -274,7 +275,6 @@ def _was_leaving(seen: Seen, told: float) -> bool:
 
 
 _LEGAL: Final = {(str(old), str(new)) for (old, _), new in TRANSITIONS.items() if old is not new}
-_REASONS: Final = {str(reason) for reason in Reason}
 
 
 def _transitions(seen: Seen, _: Limits) -> Finding:
@@ -284,7 +284,7 @@ def _transitions(seen: Seen, _: Limits) -> Finding:
     for at, event, _name in seen.run.programs[0].log:
         if not isinstance(event, events.Session):
             continue
-        if event.text not in _REASONS or event.state not in set(State):
+        if event.text not in REASONS or event.state not in set(State):
             state = ""  # the program's own word: its daemon is gone
             continue
         if state and state != event.state:
@@ -397,7 +397,7 @@ def _flips(seen: Seen, _: Limits) -> Finding:
     run = seen.run
     times: dict[tuple[int, object], list[float]] = {}
     for line in run.exchange.history:
-        if line.what is Happening.SUBSCRIBE and line.code == "OPSP0000":
+        if line.what is Happening.SUBSCRIBE and line.code == SUBSCRIBED:
             times.setdefault((line.session, line.key), []).append(line.at)
     seconds = 60.0 / run.rules.time_scale
     most = max((most_within(t, seconds) for t in times.values()), default=0)
@@ -527,7 +527,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
         for at, event, name in program.log:
             if event is None:
                 accounts.pop(name, None)
-            elif isinstance(event, events.Session) and event.text not in _REASONS:
+            elif isinstance(event, events.Session) and event.text not in REASONS:
                 for account in accounts.values():
                     account.cut = True
             elif isinstance(event, events.Gap):
@@ -627,7 +627,7 @@ def _silence(seen: Seen, _: Limits) -> Finding:
                 None,
             )
             linked = not any(
-                e.text not in _REASONS and at <= one + wait + 1 for at, e in sessions[-1:]
+                e.text not in REASONS and at <= one + wait + 1 for at, e in sessions[-1:]
             )
             if said is None or said > one + wait + 1:
                 if linked and not _away(run, one, one + wait + 1):
