@@ -26,7 +26,7 @@ from kisfeed.chaos.run import (
     NOTICES,
     QUEUE_BYTES,
     WELL_S,
-    held,
+    disagreement,
     key_of,
     topic,
 )
@@ -348,11 +348,7 @@ def _registered(seen: Seen, _: Limits) -> Finding:
 
 def _agreement(seen: Seen, _: Limits) -> Finding:
     ending = seen.run.ending
-    theirs = set(ending.registered)
-    unlike = held(ending.slots) ^ theirs
-    if any(step.kind == "kis.drop_key" for step in seen.run.case.steps):
-        # No silence tells that KIS forgot to send notices; order news that came without one do.
-        unlike -= {key_of(NOTICES)}
+    unlike = disagreement(ending.slots, ending.registered, seen.run.exchange)
     if math.isinf(ending.settled_after):
         return Finding(faults=("never settled after the heal",))
     return Finding(

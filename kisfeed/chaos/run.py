@@ -57,7 +57,7 @@ from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 
     from kisfeed.kfp.events import Event
     from kisfeed.rest.transport import Handler
@@ -89,6 +89,7 @@ _ROOM: Final = 512.0
 _CLOSED: Final = 4
 _SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
 _UNDER_WAY: Final = ("subscribing", "releasing", "doubt")
+_TAKEN_OR_FORGOTTEN: Final = (Happening.SUBSCRIBE, Happening.FORGOTTEN)
 _UNDECIDED: Final = ("pending", "ack_timeout", "resyncing", "upstream_down")
 
 
@@ -674,7 +675,8 @@ class _World:
         assert client is not None
         # A cap that was learnt holds for the session, whatever KIS allows by then; and notices
         # that KIS forgot to send keep their slot, for no silence tells of it.
-        taken = self._forgotten_notices().union(self.sim.exchange.registered())
+        exchange = self.sim.exchange
+        taken = _forgotten_notices(exchange).union(exchange.registered())
         capped = len(taken) >= self.case.setup.cap or any(
             step.kind == "kis.cap" or step.code == "OPSP0008" for step in self.case.steps
         )
@@ -683,11 +685,6 @@ class _World:
             for s in client.subscriptions.values()
             if s.stream not in {1, _CLOSED} and not (capped and s.code not in _UNDECIDED)
         }
-
-    def _forgotten_notices(self) -> set[tuple[str, str] | None]:
-        lines = self.sim.exchange.history
-        keys = {line.key for line in lines if line.what is Happening.FORGOTTEN}
-        return keys & {key_of(NOTICES)}
 
     async def ask(self, name: str) -> Mapping[str, Any]:
         """A call of the daemon's, by a program that wants nothing else."""
@@ -918,7 +915,7 @@ async def _until_agreed(world: _World, within: float, pending_within: float) -> 
     began = trio.current_time()
     while True:
         slots = await world.ask("slots")
-        if held(slots) == set(world.sim.exchange.registered()):
+        if not disagreement(slots, world.sim.exchange.registered(), world.sim.exchange):
             return
         pending = any(slot["state"] in _UNDER_WAY for slot in slots.get("slots", ()))
         if trio.current_time() > began + (pending_within if pending else within):
@@ -929,6 +926,23 @@ async def _until_agreed(world: _World, within: float, pending_within: float) -> 
 def held(slots: Mapping[str, Any]) -> set[tuple[str, str]]:
     """The registrations that the call ``slots`` says are held."""
     return {key_of(slot["topic"]) for slot in slots.get("slots", ()) if slot["state"] == "held"}
+
+
+def disagreement(
+    slots: Mapping[str, Any], registered: Iterable[tuple[str, str]], exchange: Exchange
+) -> set[tuple[str, str]]:
+    """The registrations that only one side holds, by the call ``slots`` and KIS's *registered*.
+
+    No silence tells that KIS forgot to send notices; order news that came without one do.
+    """
+    return held(slots).symmetric_difference(registered) - _forgotten_notices(exchange)
+
+
+def _forgotten_notices(exchange: Exchange) -> set[tuple[str, str]]:
+    notices = key_of(NOTICES)
+    lines = (line for line in reversed(exchange.history) if line.key == notices)
+    last = next((line for line in lines if line.what in _TAKEN_OR_FORGOTTEN), None)
+    return {notices} if last is not None and last.what is Happening.FORGOTTEN else set()
 
 
 @contextmanager
