@@ -291,6 +291,11 @@ class ClientCore:
         answers = (request.deadline for request in self._requests.values())
         return min(self._heard_at + silence, self._leave_at, *answers)
 
+    @property
+    def has_outgoing(self) -> bool:
+        """Something is to be sent."""
+        return bool(self._outgoing)
+
     def outgoing(self) -> bytes:
         """What is to be sent now; handed out once."""
         data = b"".join(self._outgoing)

@@ -45,11 +45,16 @@ class AsyncClient(abc.ABC):
     def __init__(self, core: ClientCore) -> None:
         self._core = core
         self._link: Link | None = None
-        self._reading = self._new_lock()
+        self._reading = self._new_turn()
         self._sending = self._new_lock()
 
     @abc.abstractmethod
-    def _new_lock(self) -> AbstractAsyncContextManager[object]: ...
+    def _new_lock(self) -> AbstractAsyncContextManager[object]:
+        """A fair lock; with Trio a checkpoint for everybody."""
+
+    def _new_turn(self) -> AbstractAsyncContextManager[object]:
+        """A fair lock; a checkpoint only for those who wait for it."""
+        return self._new_lock()
 
     @abc.abstractmethod
     def _now(self) -> float: ...
@@ -284,7 +289,8 @@ class AsyncClient(abc.ABC):
                 core.timer(self._now())
             else:
                 core.received(data, self._now())
-        await self._flush()
+        if core.has_outgoing:  # else nobody who reads waits for another task's send
+            await self._flush()
         if not core.linked:
             await self._hang_up()
 
