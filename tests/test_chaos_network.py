@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from kisfeed.chaos.network import DialFault, Route
+from kisfeed.chaos.network import DialFault, LeapingClock, Route
 from kisfeed.seams import seeded_rng
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def in_virtual_time(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    return trio.run(functools.partial(main, *args), clock=clock)
+    return trio.run(functools.partial(main, *args), clock=LeapingClock())
 
 
 async def echo(stream: trio.abc.Stream) -> None:
@@ -31,7 +30,14 @@ async def echo(stream: trio.abc.Stream) -> None:
 
 
 def route(nursery: trio.Nursery, **more: Any) -> Route:
-    return Route("test", seeded_rng(1), echo, nursery, lambda *_: None, **more)
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, LeapingClock)
+    return Route("test", clock, seeded_rng(1), echo, nursery, lambda *_: None, **more)
+
+
+@pytest.fixture
+def leaping_clock() -> LeapingClock:
+    return LeapingClock()
 
 
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=20), st.booleans())
@@ -54,7 +60,7 @@ def test_bytes_arrive_whole_and_in_order_however_they_are_chopped(
 
 
 async def test_a_partition_holds_bytes_and_dials_until_it_heals(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    leaping_clock: LeapingClock, nursery: trio.Nursery
 ) -> None:
     way = route(nursery, keepalive_s=math.inf)
     stream = await way.dial()
@@ -67,7 +73,7 @@ async def test_a_partition_holds_bytes_and_dials_until_it_heals(
 
 
 async def test_a_kernel_that_looks_gives_up_a_held_line_after_its_limit(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    leaping_clock: LeapingClock, nursery: trio.Nursery
 ) -> None:
     way = route(nursery, keepalive_s=15.0)
     stream = await way.dial()
@@ -79,7 +85,7 @@ async def test_a_kernel_that_looks_gives_up_a_held_line_after_its_limit(
 
 
 async def test_a_cut_lets_exactly_so_many_bytes_through(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    leaping_clock: LeapingClock, nursery: trio.Nursery
 ) -> None:
     way = route(nursery)
     stream = await way.dial()
@@ -97,7 +103,7 @@ async def test_a_cut_lets_exactly_so_many_bytes_through(
 
 
 async def test_a_full_pipe_makes_its_sender_wait(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    leaping_clock: LeapingClock, nursery: trio.Nursery
 ) -> None:
     way = route(nursery, room=10.0)
     stream = await way.dial()
@@ -120,7 +126,7 @@ async def test_a_full_pipe_makes_its_sender_wait(
 async def test_dials_fail_as_real_ones_do(
     fault: DialFault,
     error: type[OSError],
-    autojump_clock: trio.testing.MockClock,
+    leaping_clock: LeapingClock,
     nursery: trio.Nursery,
 ) -> None:
     way = route(nursery)
@@ -132,7 +138,7 @@ async def test_dials_fail_as_real_ones_do(
 
 
 async def test_a_dial_that_hangs_goes_on_when_the_network_heals(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    leaping_clock: LeapingClock, nursery: trio.Nursery
 ) -> None:
     way = route(nursery)
     way.fail_dials(DialFault.HANG, 10.0)

@@ -3,7 +3,7 @@
 A :class:`Wire` is one TCP connection: two byte pipes, each first in first out, with a latency
 drawn from a seed. Reads come chopped at any byte. A :class:`Route` is the way between two hosts:
 it can lose its dials, hold its bytes one way or both ways, reset or cut its wires. Nothing here
-uses a socket, a thread or a clock but Trio's.
+uses a socket, a thread or a clock but the run's own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from __future__ import annotations
 import collections
 import enum
 import errno
+import functools
+import heapq
+import importlib
 import math
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
+
+from kisfeed.gateway.unixsocket import DirectStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,28 +31,71 @@ if TYPE_CHECKING:
 KEEPALIVE_S: Final = 15.0
 """How long a kernel with our socket options lets nothing be acknowledged."""
 
+_LOOK_EVERY: Final = 500
+
 
 class LeapingClock(trio.abc.Clock):
     """Virtual time, from 0: whenever no task can run, it is at once the next deadline.
 
     As a ``MockClock`` that jumps, but without a turn of the scheduler of its own for every jump;
     and it stands still while a thread works. Not for runs with sockets.
+
+    What the network is to do later it leaves here: a call at its time costs a fraction of a task
+    that sleeps until then.
     """
 
     def __init__(self) -> None:
         self._now = 0.0
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._threads: trio.CapacityLimiter | None = None
+
+    def call_at(self, when: float, what: Callable[[], None]) -> None:
+        """Call *what* at *when*, between two passes of the scheduler; it may wake tasks."""
+        self._number += 1
+        heapq.heappush(self._calls, (when, self._number, what))
 
     def start_clock(self) -> None:
         """Nothing runs by itself."""
+        self._threads = trio.to_thread.current_default_thread_limiter()
+        runner = vars(importlib.import_module("trio._core._run"))["GLOBAL_RUN_CONTEXT"].runner
+        runner.io_manager = _Unpolled(runner.io_manager)
 
     def current_time(self) -> float:
         return self._now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        if deadline == math.inf or trio.to_thread.current_default_thread_limiter().borrowed_tokens:
+        calls = self._calls
+        due = min(deadline, calls[0][0]) if calls else deadline
+        assert self._threads is not None
+        if due == math.inf or self._threads.borrowed_tokens:
             return math.inf  # what comes from outside wakes Trio: a thread's end, a finalizer
-        self._now = max(self._now, deadline)
+        self._now = max(self._now, due)
+        while calls and calls[0][0] <= self._now:
+            heapq.heappop(calls)[2]()
         return 0.0
+
+
+class _Unpolled:
+    """Trio's I/O in a run without sockets: the kernel is asked only now and then.
+
+    Each pass of the scheduler asks it, which is a tenth of a run; and nothing but a thread's end,
+    which is waited for, or a Ctrl-C ever comes.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._passes = 0
+        self.process_events = real.process_events
+
+    def get_events(self, timeout: float) -> Any:
+        self._passes += 1
+        if timeout == 0 and self._passes % _LOOK_EVERY:
+            return []
+        return self._real.get_events(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 class DialFault(enum.StrEnum):
@@ -70,6 +118,7 @@ class _Pipe:
         cut_after: the wire is reset when so many more bytes have gone in.
     """
 
+    _clock: LeapingClock
     room: float
     queue: collections.deque[tuple[float, bytes]] = attrs.field(factory=collections.deque)
     waiting: int = 0
@@ -79,7 +128,7 @@ class _Pipe:
     ends_at: float = math.inf
     cut_after: float = math.inf
     moved: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    sleeping: trio.CancelScope | None = None
+    _wakes_at: float = math.inf
 
     def ready_at(self) -> float:
         """When a reader gets something."""
@@ -88,11 +137,23 @@ class _Pipe:
         return self.queue[0][0] if self.queue else self.ends_at
 
     def arrives(self) -> None:
-        """Bytes are on their way: the reader sleeps until they are there."""
-        if self.sleeping is not None:
-            self.sleeping.deadline = self.ready_at()
+        """Bytes are on their way: who waits for them is woken when they are there."""
+        if self.moved:
+            self._wake_when_ready()
+
+    async def change(self) -> None:
+        """Wait until bytes or the end are there, or something else has changed."""
+        self._wake_when_ready()
+        await self.moved.park()
+
+    def _wake_when_ready(self) -> None:
+        ready = self.ready_at()
+        if ready < self._wakes_at:
+            self._wakes_at = ready
+            self._clock.call_at(ready, self.wake)
 
     def wake(self) -> None:
+        self._wakes_at = math.inf
         self.moved.unpark_all()
 
 
@@ -142,8 +203,8 @@ class Wire:
         return (self.near.broken or self.near.closed) and (self.far.broken or self.far.closed)
 
 
-class Stream(trio.abc.HalfCloseableStream):
-    """One end of a wire."""
+class Stream(DirectStream, trio.abc.HalfCloseableStream):
+    """One end of a wire; it is its own socket."""
 
     def __init__(self, route: Route, wire: Wire, *, near: bool) -> None:
         self._route = route
@@ -153,21 +214,38 @@ class Stream(trio.abc.HalfCloseableStream):
         self.closed = False
         self.broken = False
 
+    @property
+    def socket(self) -> Stream:
+        return self
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        pipe, rest = self._tx, bytes(data)
+        rest = bytes(data)
         while True:
             await self._room()
             self._check()
-            # A kernel takes what it has room for; the sender waits with the rest.
-            fits = len(rest) if pipe.room == math.inf else int(pipe.room) - pipe.waiting
-            if rest:
-                if self._near:
-                    self._wire.sent.append((trio.current_time(), rest[:fits]))
-                self._route.carry(self._wire, pipe, rest[:fits])
-            rest = rest[fits:]
+            rest = rest[self._put(rest) :]
             if not rest:
                 return
+
+    def send(self, data: bytes, _flags: int = 0, /) -> int:
+        """As a socket's that does not block."""
+        if self.closed or self.broken:
+            raise BrokenPipeError(errno.EPIPE, "this end is closed or broken")
+        if self._tx.waiting >= self._tx.room:
+            raise BlockingIOError(errno.EAGAIN, "no room")
+        return self._put(data)
+
+    def _put(self, data: bytes) -> int:
+        """A kernel takes what it has room for."""
+        pipe = self._tx
+        if pipe.waiting + len(data) > pipe.room:
+            data = data[: int(pipe.room) - pipe.waiting]
+        if data:
+            if self._near:
+                self._wire.sent.append((trio.current_time(), data))
+            self._route.carry(self._wire, pipe, data)
+        return len(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -189,9 +267,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._check()
         while pipe.ready_at() > trio.current_time():
             slept = True
-            with trio.CancelScope(deadline=pipe.ready_at()) as pipe.sleeping:
-                await pipe.moved.park()
-            pipe.sleeping = None
+            await pipe.change()
             self._check()
         data = b""
         if pipe.queue:
@@ -270,6 +346,7 @@ class Route:
 
     Args:
         name: in the trace.
+        clock: of the run.
         rng: latencies and chops.
         accept: serves the far end of a wire; its task lives in *nursery*.
         nursery: of whatever serves.
@@ -283,6 +360,7 @@ class Route:
     """
 
     name: str
+    clock: LeapingClock
     _rng: Seeded
     _accept: Callable[[trio.abc.Stream], Awaitable[None]]
     _nursery: trio.Nursery
@@ -326,7 +404,7 @@ class Route:
         if len(data) >= pipe.cut_after:
             data = data[: int(pipe.cut_after)]
             self._trace(self.name, "cut", wire.number, len(data))
-            self._nursery.start_soon(self._cut, wire, pipe)
+            self.clock.call_at(max(pipe.last, trio.current_time()), wire.reset)
             pipe.cut_after = math.inf
         else:
             pipe.cut_after -= len(data)
@@ -376,7 +454,11 @@ class Route:
             self._trace(self.name, "refused", number)
             raise ConnectionRefusedError(f"nobody listens on {host}")
         wire = Wire(
-            len(self.wires) + 1, number, trio.current_time(), _Pipe(self.room), _Pipe(self.room)
+            len(self.wires) + 1,
+            number,
+            trio.current_time(),
+            _Pipe(self.clock, self.room),
+            _Pipe(self.clock, self.room),
         )
         wire.near = Stream(self, wire, near=True)
         wire.far = Stream(self, wire, near=False)
@@ -445,10 +527,10 @@ class Route:
         self._troubles[self._posted] = trouble
         self._apply()
         if lasts < math.inf:
-            self._nursery.start_soon(self._lift, self._posted, lasts)
+            over_at = trio.current_time() + lasts
+            self.clock.call_at(over_at, functools.partial(self._lift, self._posted))
 
-    async def _lift(self, number: int, lasts: float) -> None:
-        await trio.sleep(lasts)
+    def _lift(self, number: int) -> None:
         if self._troubles.pop(number, None) is not None:
             self._apply()
 
@@ -470,10 +552,6 @@ class Route:
     async def _serve(self, wire: Wire) -> None:
         await trio.sleep(self.latency())
         await self._accept(wire.far)
-
-    async def _cut(self, wire: Wire, pipe: _Pipe) -> None:
-        await trio.sleep_until(max(pipe.last, trio.current_time()))
-        wire.reset()
 
     async def _keepalive(self, wire: Wire, since: float) -> None:
         await trio.sleep_until(since + self.keepalive_s)

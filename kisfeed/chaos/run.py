@@ -78,6 +78,7 @@ WELL_S: Final = 7200.0
 """All is well so long after the heal, in the rules' seconds: the longest pause and some."""
 SETTLE_S: Final = 4500.0  # the longest pause after a refused key, and some
 _FOLDER: Final = "kisfeed-chaos-"
+_HEARD_S: Final = 3.0  # until programs have what KIS has sent
 _QUIET_S: Final = 8.0
 _TOKEN_PAUSE_S: Final = 1000.0  # the longest pause after refused tokens, and some; at any scale
 _DOUBT_S: Final = 2 * Orders().human_after_s + _TOKEN_PAUSE_S  # a token reads what ends a doubt
@@ -130,6 +131,7 @@ class Program:
 
     Attributes:
         mode: of delivery; pace: seconds it takes over each event.
+        session: the last that it was told of it.
         log: every event, when it was seen; None marks where a topic, the third element, was let
             go: behind what was at hand of it then, which is seen later.
     """
@@ -142,6 +144,7 @@ class Program:
     route: network.Route
     log: list[tuple[float, Event | None, str]] = attrs.field(factory=list)
     client: Client | None = None
+    session: events.Session | None = None
     stalled_until: float = -math.inf
     _core: ClientCore = attrs.field(init=False)
     _taken: int = attrs.field(default=0, init=False)
@@ -160,6 +163,8 @@ class Program:
                 while self._let_go and self._let_go[0][0] <= self._taken:
                     self.log.append((now, None, self._let_go.popleft()[1]))
                 self.log.append((now, event, ""))
+                if isinstance(event, events.Session):
+                    self.session = event
                 self._taken += 1
                 if self.pace:
                     await trio.sleep(self.pace)
@@ -659,11 +664,21 @@ class _World:
             await trio.sleep(_STEP_S)
         return trio.current_time() - started
 
+    def rows_of_market(self) -> dict[tuple[str, str], int]:
+        """How many frames KIS has sent of each registration but the notices'."""
+        exchange = self.sim.exchange
+        keys = (key for key in exchange.registered() if key != key_of(NOTICES))
+        return {key: exchange.tallies[key].frames for key in keys}
+
+    def each_has_more_than(self, before: Mapping[tuple[str, str], int]) -> bool:
+        """Each registration of *before* that is still there has got a frame since."""
+        now = self.rows_of_market()
+        return all(now[key] > frames for key, frames in before.items() if key in now)
+
     def session_lives(self) -> bool:
         """The first program was told that data flows."""
-        told = (e for _, e, _ in reversed(self.programs[0].log) if isinstance(e, events.Session))
-        last = next(told, None)
-        return last is not None and last.state in {"STREAMING", "SUBSCRIBED"}
+        told = self.programs[0].session
+        return told is not None and told.state in {"STREAMING", "SUBSCRIBED"}
 
     def settled(self) -> bool:
         """What the first program wants is open, refused for good, or without a slot."""
@@ -777,7 +792,9 @@ def _logs(*, debug: bool) -> Generator[list[str]]:
         logging.disable(logging.NOTSET)
 
 
-async def _play(case: Case, folder: str, logged: list[str], found: list[Run]) -> None:
+async def _play(
+    case: Case, folder: str, logged: list[str], found: list[Run], leaps: network.LeapingClock
+) -> None:
     setup = case.setup
     config = _config(case, folder)
     options = _options(setup, case.seed)
@@ -786,7 +803,7 @@ async def _play(case: Case, folder: str, logged: list[str], found: list[Run]) ->
     trace: list[tuple[Any, ...]] = []
     async with open_memory_simulator(options) as sim, trio.open_nursery() as nursery:
         world = _World(case, rng, clock, config, sim, nursery, trace)
-        _lay_routes(world, nursery)
+        _lay_routes(world, nursery, leaps)
         world.trader = Trader(
             world.door,
             seeded_rng(case.seed + 13),
@@ -834,11 +851,12 @@ async def _play(case: Case, folder: str, logged: list[str], found: list[Run]) ->
         nursery.cancel_scope.cancel(reason="the run is over")
 
 
-def _lay_routes(world: _World, nursery: trio.Nursery) -> None:
+def _lay_routes(world: _World, nursery: trio.Nursery, clock: network.LeapingClock) -> None:
     setup, rng = world.case.setup, world.rng
     latency = (setup.latency_s / 20 / setup.scale, setup.latency_s / setup.scale)
     world.kis = network.Route(
         KIS,
+        clock,
         rng,
         world.sim.simulator.serve_websocket,
         nursery,
@@ -852,6 +870,7 @@ def _lay_routes(world: _World, nursery: trio.Nursery) -> None:
     gone = functools.partial(lambda: world.listener is None)
     world.door = network.Route(
         LOCAL,
+        clock,
         rng,
         world.knock,
         nursery,
@@ -888,8 +907,10 @@ async def _wind_down(world: _World) -> Ending:
             # Polled for want of a slot, and the token is waited for.
             settled = well + SETTLE_S / scale + await world.until(world.settled, _TOKEN_PAUSE_S)
     # Until every topic has a row after the last hole.
-    gap = max(1, len(world.sim.exchange.registered())) / world.case.setup.rate_hz
-    await trio.sleep(3 * gap)
+    market = world.rows_of_market()
+    gap = max(1, len(market)) / world.case.setup.rate_hz
+    await world.until(lambda: world.each_has_more_than(market), 3 * gap)
+    await trio.sleep(_HEARD_S)
     # What KIS forgot without a word shows only in what does not come, after many usual pauses: a
     # registration that had just been silent for the whole horizon is given as many of those.
     forgot = any(step.kind == "kis.drop_key" for step in world.case.steps)
@@ -976,7 +997,8 @@ def play(case: Case) -> Run:
             tempfile.TemporaryDirectory(prefix=_FOLDER, dir=shm if shm.is_dir() else None)
         )
         try:
-            trio.run(_play, case, folder, logged, found, clock=network.LeapingClock())
+            leaps = network.LeapingClock()
+            trio.run(_play, case, folder, logged, found, leaps, clock=leaps)
         except BaseExceptionGroup as group:
             if group.subgroup((KeyboardInterrupt, SystemExit)) is not None:
                 raise

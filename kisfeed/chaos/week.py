@@ -264,7 +264,7 @@ def _script() -> list[tuple[int, dt.time, str, Callable[[_Week], Awaitable[None]
     ]  # fmt: skip
 
 
-async def _play(folder: str, found: list[Cost]) -> None:
+async def _play(folder: str, found: list[Cost], leaps: network.LeapingClock) -> None:
     options = Options(
         environment=Environment.REAL,
         start=MONDAY,
@@ -286,6 +286,7 @@ async def _play(folder: str, found: list[Cost]) -> None:
     async with open_memory_simulator(options) as sim, trio.open_nursery() as nursery:
         route = network.Route(
             "kis",
+            leaps,
             seeded_rng(1),
             sim.simulator.serve_websocket,
             nursery,
@@ -312,7 +313,8 @@ def play() -> dict[str, Any]:
     """The week, by cause and in all."""
     found = [Cost(f"{MONDAY:%m-%d %H:%M}", Phrase("an ordinary start"))]
     with tempfile.TemporaryDirectory(prefix="kisfeed-week-") as folder:
-        trio.run(_play, folder, found, clock=network.LeapingClock())
+        leaps = network.LeapingClock()
+        trio.run(_play, folder, found, leaps, clock=leaps)
     total = Cost("", Phrase("all of it"))
     for cost in found:
         for name in ("not_live_s", "no_data_s", "missed", "told", "dials"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from kisfeed.gateway.unixsocket import UnixStream
+from kisfeed.gateway.unixsocket import DirectStream
 from kisfeed.kfp.messages import ErrorCode
 
 if TYPE_CHECKING:
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 
     from kisfeed.core.outbox import Outbox
     from kisfeed.core.streams import Subscriber
+    from kisfeed.gateway.unixsocket import SendsAtOnce
 
 CHUNK_BYTES: Final = 65_536
-SEND_BUFFER_BYTES: Final = 131_072
-"""What the kernel may hold for one client, and with it how much can grow old unseen: the age of
-those bytes is beyond our reach. The system's default is an administrator's choice and can be
-megabytes. A much smaller one would be full after a few hundred small frames, because the kernel
-counts several hundred bytes for each send."""
 _HIGH_WATER_BYTES: Final = 65_536  # of unsent answers; above it no more requests are read
 _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -51,7 +47,7 @@ class Link:
     _write_deadline_s: float
     verdict: ErrorCode | None = attrs.field(default=None, init=False)
     busy: bool = attrs.field(default=False, init=False)
-    _socket: socket.socket | None = attrs.field(default=None, init=False)
+    _socket: SendsAtOnce | None = attrs.field(default=None, init=False)
     _rest: bytes = attrs.field(default=b"", init=False)
     _rest_since: float = attrs.field(default=0.0, init=False)
     _cut: bool = attrs.field(default=False, init=False)
@@ -61,9 +57,8 @@ class Link:
     _wrote: trio.Event | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self._stream, UnixStream):
+        if isinstance(self._stream, DirectStream):
             self._socket = self._stream.socket
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def flush(self, now: float) -> None:
         """Send what may go; never waits. Does nothing while a writer is at work."""
@@ -188,7 +183,7 @@ class Link:
                 self._cut = False
             return
         while self._rest:
-            await trio.lowlevel.wait_writable(self._socket)
+            await self._stream.wait_send_all_might_not_block()
             try:
                 self._rest = self._rest[self._socket.send(self._rest, _NO_SIGNAL) :]
             except BlockingIOError:

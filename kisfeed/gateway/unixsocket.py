@@ -6,27 +6,49 @@ a quarter of all the memory that such a client costs.
 
 from __future__ import annotations
 
+import abc
 import errno
 import operator
-from typing import TYPE_CHECKING, Final
+import socket
+from typing import Final, Protocol
 
 import attrs
 import trio
 
-if TYPE_CHECKING:
-    import socket
-
+SEND_BUFFER_BYTES: Final = 131_072
+"""What the kernel may hold for one client, and with it how much can grow old unseen: the age of
+those bytes is beyond our reach. The system's default is an administrator's choice and can be
+megabytes. A much smaller one would be full after a few hundred small frames, because the kernel
+counts several hundred bytes for each send."""
 _READ_BYTES: Final = 65_536
 _NOBODY_CAME: Final = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
 
 
-@attrs.define(eq=False)
-class UnixStream(trio.abc.Stream):
-    """A connected Unix socket, which it owns.
+class SendsAtOnce(Protocol):
+    """What sending without a wait needs of a socket that does not block."""
 
-    Attributes:
-        socket: for what must not wait; it does not block.
-    """
+    def send(self, data: bytes, flags: int, /) -> int:
+        """Take what there is room for; how many bytes that was.
+
+        Raises:
+            BlockingIOError: there is no room.
+            OSError: the connection is broken or closed.
+        """
+        ...
+
+
+class DirectStream(trio.abc.Stream):
+    """A stream that can also be written without a wait."""
+
+    @property
+    @abc.abstractmethod
+    def socket(self) -> SendsAtOnce:
+        """For what must not wait."""
+
+
+@attrs.define(eq=False)
+class UnixStream(DirectStream):
+    """A connected Unix socket, which it owns."""
 
     socket: socket.socket
 
@@ -99,7 +121,7 @@ class UnixListener(trio.abc.Listener[UnixStream]):
         self._socket.setblocking(False)
 
     async def accept(self) -> UnixStream:
-        """Wait for the next client.
+        """Wait for the next client; its stream buffers :data:`SEND_BUFFER_BYTES` to send.
 
         Raises:
             OSError: the system is out of something; trying again later may help.
@@ -109,10 +131,13 @@ class UnixListener(trio.abc.Listener[UnixStream]):
             _check_open(self._socket)
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                return UnixStream(self._socket.accept()[0])
+                accepted, _ = self._socket.accept()
             except OSError as exc:
                 if not isinstance(exc, BlockingIOError) and exc.errno not in _NOBODY_CAME:
                     raise
+                continue
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            return UnixStream(accepted)
 
     def close(self) -> None:
         """Listen no more; a second time does nothing."""

@@ -216,7 +216,6 @@ class Tape:
         ]
 
     def _account(self, quantity: int, at: dt.datetime, *, buys: bool) -> None:
-        clock = f"{at:%H%M%S}"
         self.buying = buys
         self.quantity = quantity
         self.volume += quantity
@@ -228,11 +227,11 @@ class Tape:
             self.sells += 1
             self.sold += quantity
         if not self.open:
-            self.open, self.opened_at = self.last, clock
+            self.open, self.opened_at = self.last, _clock(at)
         if self.last > self.high:
-            self.high, self.high_at = self.last, clock
+            self.high, self.high_at = self.last, _clock(at)
         if not self.low or self.last < self.low:
-            self.low, self.low_at = self.last, clock
+            self.low, self.low_at = self.last, _clock(at)
 
     def _reset(self) -> None:
         self.open = self.high = self.low = 0
@@ -240,6 +239,10 @@ class Tape:
         self.quantity = self.volume = self.value = 0
         self.buys = self.sells = self.bought = self.sold = 0
         self.buying = True
+
+
+def _clock(at: dt.datetime) -> str:
+    return f"{at:%H%M%S}"
 
 
 @attrs.define(eq=False)
