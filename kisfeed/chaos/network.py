@@ -287,6 +287,9 @@ class Stream(DirectStream, trio.abc.HalfCloseableStream):
                 self._wire.closed_by_dialler = self._wire.down_at == math.inf
                 self._wire.ended()
             self._finish()
+            # What nobody will read takes no room: who waits to send more is answered with RST.
+            self._rx.queue.clear()
+            self._rx.waiting = 0
             self._rx.wake()
             self._route.closed(self._wire)
         await trio.lowlevel.checkpoint()

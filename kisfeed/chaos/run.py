@@ -86,7 +86,8 @@ _STEP_S: Final = 0.5
 _STORE_S: Final = 0.003
 _EXIT_S: Final = 30.0
 _STORM_TOPICS: Final = 60
-_ROOM: Final = 512.0
+_ROOM: Final = 4096.0
+_LITTLE_ROOM: Final = 512.0
 _CLOSED: Final = 4
 _SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
 _UNDER_WAY: Final = ("subscribing", "releasing", "doubt")
@@ -879,8 +880,9 @@ def _lay_routes(world: _World, nursery: trio.Nursery, clock: network.LeapingCloc
         setup.chopped,
         keepalive_s=math.inf,
         refuses=gone,
+        room=_ROOM,
     )
-    world.slow_door = attrs.evolve(world.door, room=_ROOM)
+    world.slow_door = attrs.evolve(world.door, room=_LITTLE_ROOM)
 
 
 def _people(world: _World) -> None:

@@ -209,11 +209,11 @@ class Tape:
         else:
             step = self.step(best) if ask else -self.step(best)
             prices = tuple(best + step * away for away in range(_LEVELS))
-        least, luck = self._least, self._rng.getrandbits(13 * _LEVELS)
-        return [
-            (max(price, least), 50 + (luck >> 13 * n & 8191) * (n + 1) // 4)
-            for n, price in enumerate(prices)
-        ]
+        luck = self._rng.getrandbits(13 * _LEVELS)
+        quantities = [50 + (luck >> 13 * n & 8191) * (n + 1) // 4 for n in range(_LEVELS)]
+        if prices[-1] < self._least:
+            prices = tuple(max(price, self._least) for price in prices)
+        return list(zip(prices, quantities, strict=True))
 
     def _account(self, quantity: int, at: dt.datetime, *, buys: bool) -> None:
         self.buying = buys
@@ -398,11 +398,13 @@ def _book(view: _View, *, number: int, ask: bool, part: int) -> str:
 def _generic(name: str, kind: str) -> Callable[[_View], str]:
     """A plausible text for a field nobody gave a meaning here."""
     if kind == "time":
-        hours = 14 if name.startswith(("XH", "MRKT_")) else 0
-        return lambda v: f"{v.at - dt.timedelta(hours=hours):%H%M%S}"
+        if name.startswith(("XH", "MRKT_")):
+            return lambda v: _clock(v.at - dt.timedelta(hours=14))
+        return lambda v: _clock(v.at)
     if kind == "date":
-        days = 14 if name.startswith(("XY", "TY")) else 0
-        return lambda v: f"{v.at - dt.timedelta(hours=days):%Y%m%d}"
+        if name.startswith(("XY", "TY")):
+            return lambda v: f"{v.at - dt.timedelta(hours=14):%Y%m%d}"
+        return lambda v: f"{v.at:%Y%m%d}"
     if kind == "int":
         return lambda v: str(v.rng.getrandbits(14))
     if kind == "decimal":

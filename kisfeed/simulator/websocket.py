@@ -32,19 +32,20 @@ MAX_BACKLOG: Final = 32 * 1024 * 1024  # bytes; a client this far behind is cut 
 MAX_REQUEST: Final = 1024 * 1024
 
 _TEXT: Final = 0x1
+_BINARY: Final = 0x2
 _CLOSE: Final = 0x8
 _PING: Final = 0x9
 _PONG: Final = 0xA
 
 
-def raw_frame(payload: bytes) -> bytes:
-    """A final, unmasked text frame of any bytes, also such as no library would send."""
+def raw_frame(payload: bytes, opcode: int = _TEXT) -> bytes:
+    """A final, unmasked frame of any bytes, also such as no library would send."""
     size = len(payload)
     if size < 126:
-        return struct.pack("!BB", 0x80 | _TEXT, size) + payload
+        return struct.pack("!BB", 0x80 | opcode, size) + payload
     if size < 65_536:
-        return struct.pack("!BBH", 0x80 | _TEXT, 126, size) + payload
-    return struct.pack("!BBQ", 0x80 | _TEXT, 127, size) + payload
+        return struct.pack("!BBH", 0x80 | opcode, 126, size) + payload
+    return struct.pack("!BBQ", 0x80 | opcode, 127, size) + payload
 
 
 class FrameScanner:
@@ -138,12 +139,19 @@ class Line(trio.abc.Stream):
                 self._receiving.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        async with self._sending:
+        # No checkpoint where nobody else sends: the stream has one.
+        if self._sending.locked():
+            await self._sending.acquire()
+        else:
+            self._sending.acquire_nowait()
+        try:
             if self._heard is not None:
                 await self._heard.wait()
             if self.close_seen and self.mute_close:
                 return
             await self._stream.send_all(data)
+        finally:
+            self._sending.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -189,13 +197,8 @@ class Records:
 
 @attrs.frozen
 class _Frame:
-    content: str | bytes = ""
-    raw: bytes | None = None
+    data: bytes  # as it goes on the line
     records: Records | None = None
-
-    @property
-    def size(self) -> int:
-        return len(self.content if self.raw is None else self.raw)
 
 
 @attrs.frozen
@@ -271,11 +274,12 @@ class Client:
 
     def send(self, text: str | bytes, records: Records | None = None) -> None:
         """Queue a message; text as a text message, bytes as a binary one."""
-        self._put(_Frame(text, records=records))
+        whole = raw_frame(text.encode()) if isinstance(text, str) else raw_frame(text, _BINARY)
+        self._put(_Frame(whole, records))
 
     def send_raw(self, payload: bytes, records: Records | None = None) -> None:
         """Queue a text message of any bytes, also invalid UTF-8."""
-        self._put(_Frame(raw=payload, records=records))
+        self._put(_Frame(raw_frame(payload), records))
 
     def drop(self) -> None:
         """End TCP after what is queued, without a close frame; for the exchange it is unclean."""
@@ -369,20 +373,19 @@ class Client:
                     with trio.move_on_after(CLOSE_S):
                         await websocket.aclose(item.close_code)
                 return
-            self.backlog -= item.size
+            self.backlog -= len(item.data)
             delivered = False
             try:
-                if item.raw is not None:
-                    await self._line.send_all(raw_frame(item.raw))
-                else:
-                    await websocket.send_message(item.content)
+                if websocket.closed is not None:
+                    return  # behind a close frame there is nothing
+                await self._line.send_all(item.data)
                 delivered = not self._line.silent
             finally:
                 self._tally(item, delivered=delivered)
 
     def _put(self, item: _Frame | _End) -> None:
         if isinstance(item, _Frame):
-            self.backlog += item.size
+            self.backlog += len(item.data)
         try:
             self._queue_in.send_nowait(item)
         except trio.BrokenResourceError:
