@@ -26,7 +26,6 @@ from kisfeed.chaos.run import (
     NOTICES,
     QUEUE_BYTES,
     WELL_S,
-    disagreement,
     key_of,
     topic,
 )
@@ -348,7 +347,7 @@ def _registered(seen: Seen, _: Limits) -> Finding:
 
 def _agreement(seen: Seen, _: Limits) -> Finding:
     ending = seen.run.ending
-    unlike = disagreement(ending.slots, ending.registered, seen.run.exchange)
+    unlike = ending.unlike
     if math.isinf(ending.settled_after):
         return Finding(faults=("never settled after the heal",))
     return Finding(

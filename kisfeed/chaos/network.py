@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 KEEPALIVE_S: Final = 15.0
 """How long a kernel with our socket options lets nothing be acknowledged."""
 
-_LOOK_EVERY: Final = 500
-
 
 class LeapingClock(trio.abc.Clock):
     """Virtual time, from 0: whenever no task can run, it is at once the next deadline.
@@ -56,10 +54,10 @@ class LeapingClock(trio.abc.Clock):
         heapq.heappush(self._calls, (when, self._number, what))
 
     def start_clock(self) -> None:
-        """Nothing runs by itself."""
+        """Nothing runs by itself; Trio no longer asks the kernel at each pass."""
         self._threads = trio.to_thread.current_default_thread_limiter()
-        runner = vars(importlib.import_module("trio._core._run"))["GLOBAL_RUN_CONTEXT"].runner
-        runner.io_manager = _Unpolled(runner.io_manager)
+        runner = scheduler()["GLOBAL_RUN_CONTEXT"].runner
+        runner.io_manager = _Unpolled(runner.io_manager, runner.entry_queue)
 
     def current_time(self) -> float:
         return self._now
@@ -77,25 +75,29 @@ class LeapingClock(trio.abc.Clock):
 
 
 class _Unpolled:
-    """Trio's I/O in a run without sockets: the kernel is asked only now and then.
+    """Trio's I/O in a run without sockets.
 
-    Each pass of the scheduler asks it, which is a tenth of a run; and nothing but a thread's end,
-    which is waited for, or a Ctrl-C ever comes.
+    Each pass of the scheduler asks the kernel, which is a tenth of a run. All that it could tell
+    of is what another thread, a signal or a finalizer has queued, and that can be seen.
     """
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real: Any, queued: Any) -> None:
         self._real = real
-        self._passes = 0
+        self._queues = (queued.queue, queued.idempotent_queue)
         self.process_events = real.process_events
 
     def get_events(self, timeout: float) -> Any:
-        self._passes += 1
-        if timeout == 0 and self._passes % _LOOK_EVERY:
+        if timeout == 0 and not any(self._queues):
             return []
         return self._real.get_events(timeout)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+
+def scheduler() -> dict[str, Any]:
+    """The insides of Trio's scheduler, for what it has no door for."""
+    return vars(importlib.import_module("trio._core._run"))
 
 
 class DialFault(enum.StrEnum):
@@ -407,15 +409,21 @@ class Route:
         if len(data) >= pipe.cut_after:
             data = data[: int(pipe.cut_after)]
             self._trace(self.name, "cut", wire.number, len(data))
-            self.clock.call_at(max(pipe.last, trio.current_time()), wire.reset)
             pipe.cut_after = math.inf
+            cut = True
         else:
             pipe.cut_after -= len(data)
+            cut = False
         if data:
             pipe.last = max(trio.current_time() + self.latency(), pipe.last)
             pipe.queue.append((pipe.last, data))
             pipe.waiting += len(data)
             pipe.arrives()
+        if cut:
+            # With the last byte, which is lost then, or right behind it.
+            at = max(pipe.last, trio.current_time())
+            at = math.nextafter(at, math.inf) if self._rng.random() < 0.5 else at
+            self.clock.call_at(at, wire.reset)
 
     def closed(self, wire: Wire) -> None:
         """An end was closed."""
@@ -521,6 +529,7 @@ class Route:
             for pipe in (wire.up, wire.down):
                 pipe.mute = False
                 pipe.cut_after = math.inf
+                pipe.wake()
         self._apply()
 
     # Parts.

@@ -12,7 +12,6 @@ import datetime as dt
 import errno
 import functools
 import hashlib
-import importlib
 import json
 import logging
 import math
@@ -57,7 +56,7 @@ from kisfeed.simulator.brokerage import Dealing
 from kisfeed.testing import MemorySimulator, open_memory_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
     from kisfeed.kfp.events import Event
     from kisfeed.rest.transport import Handler
@@ -132,7 +131,7 @@ class Program:
 
     Attributes:
         mode: of delivery; pace: seconds it takes over each event.
-        session: the last that it was told of it.
+        session: the last Session event.
         log: every event, when it was seen; None marks where a topic, the third element, was let
             go: behind what was at hand of it then, which is seen later.
     """
@@ -243,7 +242,7 @@ class Ending:
         well_after: seconds from the heal until a program saw the session live; infinite: never.
         settled_after: seconds from the heal until every wanted topic was open or refused.
         slots: the answer of the call ``slots``; status: of ``status``.
-        registered: what KIS held at that moment.
+        unlike: registrations that only one side held at that moment.
         exit_s: how long the daemon took to end.
         tasks: that were left behind it.
     """
@@ -252,7 +251,7 @@ class Ending:
     settled_after: float = math.inf
     slots: Mapping[str, Any] = attrs.field(factory=dict)
     status: Mapping[str, Any] = attrs.field(factory=dict)
-    registered: tuple[tuple[str, str], ...] = ()
+    unlike: frozenset[tuple[str, str]] = frozenset()
     exit_s: float = math.inf
     tasks: int = 0
 
@@ -672,9 +671,9 @@ class _World:
         return {key: exchange.tallies[key].frames for key in keys}
 
     def each_has_more_than(self, before: Mapping[tuple[str, str], int]) -> bool:
-        """Each registration of *before* that is still there has got a frame since."""
+        """Each registration of *before* is there and has got a frame since."""
         now = self.rows_of_market()
-        return all(now[key] > frames for key, frames in before.items() if key in now)
+        return all(now.get(key, frames) > frames for key, frames in before.items())
 
     def session_lives(self) -> bool:
         """The first program was told that data flows."""
@@ -923,14 +922,14 @@ async def _wind_down(world: _World) -> Ending:
     await trio.sleep(_QUIET_S)
     slots = await world.ask("slots")
     status = await world.ask("status")
-    registered = tuple(world.sim.exchange.registered())
+    unlike = frozenset(disagreement(slots, world.sim.exchange))
     world.over = True
     asked_at = trio.current_time()
     world.end("end", 0.0)
     with trio.move_on_after(_EXIT_S):
         await world.gone.wait()
     exit_s = trio.current_time() - asked_at if world.gone.is_set() else math.inf
-    return Ending(well, settled, slots, status, registered, exit_s)
+    return Ending(well, settled, slots, status, unlike, exit_s)
 
 
 async def _until_agreed(world: _World, within: float, pending_within: float) -> None:
@@ -938,7 +937,7 @@ async def _until_agreed(world: _World, within: float, pending_within: float) -> 
     began = trio.current_time()
     while True:
         slots = await world.ask("slots")
-        if not disagreement(slots, world.sim.exchange.registered(), world.sim.exchange):
+        if not disagreement(slots, world.sim.exchange):
             return
         pending = any(slot["state"] in _UNDER_WAY for slot in slots.get("slots", ()))
         if trio.current_time() > began + (pending_within if pending else within):
@@ -951,21 +950,22 @@ def held(slots: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {key_of(slot["topic"]) for slot in slots.get("slots", ()) if slot["state"] == "held"}
 
 
-def disagreement(
-    slots: Mapping[str, Any], registered: Iterable[tuple[str, str]], exchange: Exchange
-) -> set[tuple[str, str]]:
-    """The registrations that only one side holds, by the call ``slots`` and KIS's *registered*.
+def disagreement(slots: Mapping[str, Any], exchange: Exchange) -> set[tuple[str, str]]:
+    """The registrations that only one side holds now; *slots* is the answer of that call.
 
     No silence tells that KIS forgot to send notices; order news that came without one do.
     """
-    return held(slots).symmetric_difference(registered) - _forgotten_notices(exchange)
+    return held(slots).symmetric_difference(exchange.registered()) - _forgotten_notices(exchange)
 
 
 def _forgotten_notices(exchange: Exchange) -> set[tuple[str, str]]:
+    """The notices, where the open session's registration of them is forgotten."""
     notices = key_of(NOTICES)
     lines = (line for line in reversed(exchange.history) if line.key == notices)
     last = next((line for line in lines if line.what in _TAKEN_OR_FORGOTTEN), None)
-    return {notices} if last is not None and last.what is Happening.FORGOTTEN else set()
+    forgotten = last is not None and last.what is Happening.FORGOTTEN
+    numbers = {session.number for session in exchange.open_sessions} if forgotten else set()
+    return {notices} if last is not None and last.session in numbers else set()
 
 
 @contextmanager
@@ -975,7 +975,7 @@ def _deterministic(seed: int) -> Generator[None]:
     Trio sorts each batch of tasks before it shuffles it where it is told to be deterministic, as
     Hypothesis tells it; what is left to chance is then ``_r``.
     """
-    scheduler = vars(importlib.import_module("trio._core._run"))
+    scheduler = network.scheduler()
     told, chance = scheduler[_SORTED], scheduler["_r"]
     scheduler[_SORTED] = True
     state = chance.getstate()

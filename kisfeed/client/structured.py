@@ -109,10 +109,10 @@ class _Turn:
         self._lock = trio.Lock()
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
+        if self._lock.locked():
             await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()

@@ -40,6 +40,8 @@ class SendsAtOnce(Protocol):
 class DirectStream(trio.abc.Stream):
     """A stream that can also be written without a wait."""
 
+    __slots__ = ()
+
     @property
     @abc.abstractmethod
     def socket(self) -> SendsAtOnce:

@@ -1,7 +1,8 @@
 """One client of the simulator's WebSocket server, from TCP accept to its end.
 
-trio-websocket speaks the protocol; :class:`Line` below it is where the network goes wrong, so
-that silence, resets and broken bytes need nothing from the library.
+trio-websocket speaks the protocol; messages to the client are framed here, so that any bytes can
+be sent. :class:`Line` below it is where the network goes wrong, so that silence, resets and
+broken bytes need nothing from the library.
 """
 
 from __future__ import annotations
@@ -139,19 +140,12 @@ class Line(trio.abc.Stream):
                 self._receiving.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # No checkpoint where nobody else sends: the stream has one.
-        if self._sending.locked():
-            await self._sending.acquire()
-        else:
-            self._sending.acquire_nowait()
-        try:
+        async with self._sending:
             if self._heard is not None:
                 await self._heard.wait()
             if self.close_seen and self.mute_close:
                 return
             await self._stream.send_all(data)
-        finally:
-            self._sending.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
