@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import itertools
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,12 @@ import pytest
 import trio
 
 from kisfeed import seams
-from kisfeed.config import Credentials, Secret
+from kisfeed.config import Credentials, Secret, Session
+from kisfeed.core.connection import Connection, Dial, FetchKey
+from kisfeed.core.pacing import Hygiene
 from kisfeed.errors import KisRefused, KisUnreachable
 from kisfeed.kis.rest import RestCodes
-from kisfeed.limits import Window
+from kisfeed.limits import Window, resolve
 from kisfeed.rest.approval import ApprovalKeys
 from kisfeed.rest.keyfile import KeyFile
 from kisfeed.rest.transport import open_rest
@@ -139,7 +143,11 @@ async def test_a_fresh_key_is_issued_even_in_the_same_instant(
     ("answer", "error"),
     [
         ((403, {"error_code": "EGW00103", "error_description": " no "}), KisRefused),
-        ((500, {"rt_cd": "1", "msg_cd": "EGW00201", "msg1": "slow down"}), KisRefused),
+        ((403, {"error_code": "EGW00002", "error_description": "keys not set"}), KisRefused),
+        ((403, {"error_code": "EGW00133"}), KisUnreachable),
+        ((500, {"rt_cd": "1", "msg_cd": "EGW00001"}), KisUnreachable),
+        ((500, {"rt_cd": "1", "msg_cd": "EGW00201", "msg1": "slow down"}), KisUnreachable),
+        ((503, {"message": "upstream"}), KisUnreachable),
         ((200, {"approval_key": ""}), KisUnreachable),
         ((200, {"approval_key": 7}), KisUnreachable),
         ((200, {"approval_key": "x" * 5000}), KisUnreachable),
@@ -159,6 +167,32 @@ async def test_a_failure_is_told_paced_and_makes_no_old_key_young(
             await keys.get(fresh=False)
         assert (await keys.get(fresh=False)).reveal() == "key 3"
     assert kis.asked[2] - kis.asked[1] >= 1.0
+
+
+async def test_a_server_that_fails_for_a_moment_is_asked_again_soon_and_ever_more_rarely(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    kis = Kis()
+    kis.answers += [
+        (500, {"rt_cd": "1", "msg_cd": "EGW00001"}),
+        (503, {"message": "upstream"}),
+        (500, {"rt_cd": "1", "msg_cd": "EGW00201"}),
+    ]
+    limits = resolve(load("limits.kis.json"), "real", dt.date(2026, 11, 20))
+    session = Connection(Session(), limits, lambda: 0.5, Hygiene(), trio.current_time())
+    async with keys_of(kis, tmp_path) as keys:
+        out = session.want(trio.current_time())
+        while FetchKey(fresh=False) in out:
+            try:
+                await keys.get(fresh=False)
+            except (KisRefused, KisUnreachable) as exc:
+                session.key_failed(trio.current_time(), refused=isinstance(exc, KisRefused))
+                await trio.sleep_until(session.next_deadline())
+                out = session.timer(trio.current_time())
+            else:
+                out = session.key_ready(trio.current_time())
+    assert [b - a for a, b in itertools.pairwise(kis.asked)] == [7.5, 15, 30]
+    assert Dial(epoch=1) in out
 
 
 async def test_who_waited_for_a_refused_request_gets_no_old_key(

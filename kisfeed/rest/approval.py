@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PATH: Final = "/oauth2/Approval"
 _LONGEST: Final = 4_096
 _SLACK: Final = 1.05
+_LATER: Final = frozenset({Kind.SERVER, Kind.RATE_LIMITED, Kind.TOKEN_TOO_SOON})
 
 
 @attrs.define(eq=False)
@@ -70,7 +72,7 @@ class ApprovalKeys:
             fresh: issue one even if the last is young (KIS refused it).
 
         Raises:
-            KisUnreachable: no readable answer.
+            KisUnreachable: no readable answer, or one that says to ask later.
             KisRefused: KIS refused the appkey or secret; carries its code.
         """
         issued = self._issued
@@ -101,6 +103,10 @@ class ApprovalKeys:
         finally:
             self._asked_at = self._clock.boot()  # KIS may have counted it, answered or not
         verdict = self._codes.verdict(answer.status, answer.body)
+        # Of keys that are not set KIS says that its server failed (EGW00002), but with 403.
+        unset = verdict.kind is Kind.SERVER and answer.status == HTTPStatus.FORBIDDEN
+        if verdict.kind in _LATER and not unset:
+            raise KisUnreachable(f"{verdict.code}: {verdict.text}")
         if verdict.kind is not Kind.OK:
             raise KisRefused(verdict.code, verdict.text)
         key = answer.body.get("approval_key")
