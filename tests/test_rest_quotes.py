@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -59,7 +59,7 @@ async def open_world(
     quotes: Quotes | None = None,
     environment: Environment = Environment.SIM,
     pinned: tuple[str, ...] = (),
-    start_ns: int = START_NS,
+    clock: VirtualClock | None = None,
 ) -> AsyncGenerator[tuple[MemorySimulator, Feed]]:
     options = attrs.evolve(options or Options(), environment=environment)
     config = Config(
@@ -70,12 +70,11 @@ async def open_world(
         subscriptions=Subscriptions(pinned),
         quotes=quotes or Quotes(),
     )
-    clock = VirtualClock(start_ns)
     async with (
         open_memory_simulator(options) as sim,
         open_feed(
             config,
-            clock=clock,
+            clock=clock or VirtualClock(START_NS),
             rng=seeded_rng(1),
             disk=DirectDisk(),
             dial=sim.dial,
@@ -363,7 +362,9 @@ async def test_before_the_open_days_and_names_are_at_hand(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     early = int(dt.datetime(2026, 11, 18, 7, 30, tzinfo=KST).timestamp()) * 10**9
-    world = open_world(tmp_path, environment=Environment.PAPER, pinned=(SAMSUNG,), start_ns=early)
+    world = open_world(
+        tmp_path, environment=Environment.PAPER, pinned=(SAMSUNG,), clock=VirtualClock(early)
+    )
     async with world as (sim, feed):
         await trio.sleep(15 * 60)
         assert calls(sim) == 0
@@ -373,3 +374,73 @@ async def test_before_the_open_days_and_names_are_at_hand(
         assert (await feed.get_daily_prices("005930"))["005930"].bars
         assert (await feed.get_symbol_infos("005930"))["005930"].name == "삼성전자"
         assert calls(sim) == before
+
+
+EVENING = int(dt.datetime(2026, 11, 19, 18, 30, tzinfo=KST).timestamp()) * 10**9
+NIGHT_S = 14 * 3600.0  # less than a token lives
+
+
+async def test_days_and_names_of_before_a_suspend_are_asked_again_on_the_next_day(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    clock = VirtualClock(EVENING)
+    async with open_world(tmp_path, clock=clock) as (sim, feed):
+
+        async def asked() -> tuple[int, int]:
+            await feed.get_daily_prices("005930")
+            await feed.get_symbol_infos("005930")
+            return calls(sim, endpoints.DAILY_CHART), calls(sim, endpoints.STOCK_INFO)
+
+        assert await asked() == (1, 1)
+        clock.suspended_s += 1800.0
+        assert await asked() == (1, 1), "the same day"
+        clock.suspended_s += NIGHT_S
+        assert await asked() == (2, 2)
+
+
+async def test_days_of_before_a_suspend_are_stale_where_kis_cannot_be_asked(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    clock = VirtualClock(EVENING)
+    async with open_world(tmp_path, clock=clock) as (sim, feed):
+        await feed.get_daily_prices("005930")
+        sim.inject(Fault(Kind.REST_DOWN, lasts=600.0))
+        clock.suspended_s += NIGHT_S
+        assert (await feed.get_daily_prices("005930"))["005930"].stale
+
+
+async def test_a_price_is_no_fresher_for_a_suspend(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    clock = VirtualClock(START_NS)
+    async with open_world(tmp_path, clock=clock) as (sim, feed):
+        await feed.get_current_prices("005930", "999999")
+        before = calls(sim)
+        clock.suspended_s += 1800.0
+        await feed.get_current_prices("005930")
+        assert calls(sim) == before + 1
+        await feed.get_current_prices("999999")
+        assert calls(sim) == before + 2
+
+
+async def test_an_answer_over_which_the_machine_slept_is_asked_for_again(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock(EVENING)
+    targets: list[str] = []
+    answer = MemorySimulator.rest
+
+    async def rest(sim: MemorySimulator, method: str, target: str, *rest: Any) -> Any:
+        answered = await answer(sim, method, target, *rest)
+        if target.startswith(endpoints.DAILY_CHART):
+            targets.append(target)
+            if len(targets) == 1:
+                clock.suspended_s += NIGHT_S
+        return answered
+
+    monkeypatch.setattr(MemorySimulator, "rest", rest)
+    async with open_world(tmp_path, clock=clock) as (_, feed):
+        assert (await feed.get_daily_prices("005930"))["005930"].bars
+        assert ["20261120" in target for target in targets] == [False, True]
+        await feed.get_daily_prices("005930")
+        assert len(targets) == 2

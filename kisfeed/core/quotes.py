@@ -152,6 +152,7 @@ class Desk:
     """Takes questions, hands out flights, and gives every caller its answers.
 
     Every method returns at once. Those that may answer somebody return the tickets that are done.
+    Every moment is of the clock that counts a suspend: an answer grows old in it too.
 
     Args:
         rules: lifetimes, windows and bounds.

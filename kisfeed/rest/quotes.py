@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -52,6 +52,10 @@ _CALL: Final[Mapping[Kind, str]] = {
 _MULTI: Final = "intstock_multprice"
 _VENUES: Final = ("krx", "nxt")
 _LOOK_AGAIN_S: Final = 600.0
+_SUSPENDED_S: Final = 2.0  # a shorter sleep harms nothing; clocks drift by less
+
+_Made: TypeAlias = tuple[dict[str, Model], float]
+"""Answers by symbol, and for how many seconds from now they are good."""
 
 
 @attrs.define(eq=False)
@@ -137,10 +141,11 @@ class Quotes:
         """Make the calls until cancelled; without it nothing is answered but from what is known."""
         async with trio.open_nursery() as nursery:
             while True:
-                for flight in self._desk.take(self._clock.now()):
+                for flight in self._desk.take(self._clock.boot()):
                     nursery.start_soon(self._fly, flight)
                 # Where every flight is taken, a landing wakes us.
-                with trio.move_on_at(self._desk.next_deadline()):
+                wait_s = max(0.0, self._desk.next_deadline() - self._clock.boot())
+                with trio.move_on_after(wait_s):
                     await self._wake.wait()
                 self._wake = trio.Event()
 
@@ -162,11 +167,11 @@ class Quotes:
 
     async def _preload(self, known: Callable[[], Iterable[str]]) -> None:
         for kind in (Kind.DAILY, Kind.INFO):
-            lapsed = self._desk.lapsed(kind, self._clock.now())
+            lapsed = self._desk.lapsed(kind, self._clock.boot())
             wanted = dict.fromkeys([*lapsed, *(Key(kind, "krx", s) for s in known())])
             for key in wanted:
                 ticket = self._desk.ask(
-                    kind, key.venue, [key.symbol], self._clock.now(), background=True
+                    kind, key.venue, [key.symbol], self._clock.boot(), background=True
                 )
                 await self._await(ticket, math.inf)
 
@@ -196,7 +201,7 @@ class Quotes:
         tickets = []
         for venue in dict.fromkeys(want.venue for want in turn):
             symbols = [want.symbol for want in turn if want.venue == venue]
-            now = self._clock.now()
+            now = self._clock.boot()
             tickets.append(
                 self._desk.ask(Kind.PRICE, venue, symbols, now, fresh=True, background=True)
             )
@@ -222,7 +227,7 @@ class Quotes:
         if not 1 <= len(symbols) <= MOST_SYMBOLS:
             raise UsageError(f"ask for 1 to {MOST_SYMBOLS} symbols")
         shaped = [symbol for symbol in symbols if self._shaped(symbol)]
-        ticket = self._desk.ask(kind, venue, shaped, self._clock.now(), fresh=fresh)
+        ticket = self._desk.ask(kind, venue, shaped, self._clock.boot(), fresh=fresh)
         for symbol in symbols:
             if not self._shaped(symbol):
                 ticket.missing[Key(kind, venue, symbol)] = desks.UNKNOWN_SYMBOL
@@ -267,20 +272,28 @@ class Quotes:
         limiter = self._kis.gate.limiter
         refused = limiter.throttled_count
         try:
-            values, good_for_s = await make(flight)
+            values, good_for_s = await self._awake(make, flight)
         except (KisBusy, LocalRefusal):
             return self._desk.failed(flight, desks.RATE_LIMITED)
         except KisRefused as exc:
             code = desks.UNKNOWN_SYMBOL if exc.code in _NOTHING_FOUND else desks.REJECTED
-            return self._desk.refused(flight, code, self._clock.now())
+            return self._desk.refused(flight, code, self._clock.boot())
         except KisError:
             return self._desk.failed(flight, desks.UPSTREAM_DOWN)
-        now = self._clock.now()
+        now = self._clock.boot()
         if limiter.throttled_count > refused:
             self._desk.press(flight.kind)
         return self._desk.answered(flight, values, now + good_for_s, now)
 
-    async def _prices(self, flight: Flight) -> tuple[dict[str, Model], float]:
+    async def _awake(self, make: Callable[[Flight], Awaitable[_Made]], flight: Flight) -> _Made:
+        """What KIS answers without a suspend in between: one over which it fell may be as old."""
+        while True:
+            ahead = self._clock.boot() - self._clock.now()
+            made = await make(flight)
+            if self._clock.boot() - self._clock.now() - ahead < _SUSPENDED_S:
+                return made
+
+    async def _prices(self, flight: Flight) -> _Made:
         values: dict[str, Model] = {}
         venue, symbols = flight.venue, flight.symbols
         if len(symbols) > 1:
@@ -294,7 +307,7 @@ class Quotes:
                 values[symbols[0]] = found
         return values, self._rules.price_ttl_s
 
-    async def _days(self, flight: Flight) -> tuple[dict[str, Model], float]:
+    async def _days(self, flight: Flight) -> _Made:
         (symbol,) = flight.symbols
         asked = self._clock.wall_ns()
         answer = await self._call_days(flight)
@@ -302,7 +315,7 @@ class Quotes:
         found = quoting.daily(answer.body, flight.venue, symbol, self._clock.wall_ns(), last)
         return {} if found is None else {symbol: found}, self._reference_s(asked)
 
-    async def _info(self, flight: Flight) -> tuple[dict[str, Model], float]:
+    async def _info(self, flight: Flight) -> _Made:
         (symbol,) = flight.symbols
         asked = self._clock.wall_ns()
         if _CALL[Kind.INFO] in self._kis.endpoints:
@@ -323,7 +336,8 @@ class Quotes:
         return await self._kis.call(self._kis.endpoints.call(name, query, priority=priority))
 
     def _reference_s(self, asked: int) -> float:
-        return (quoting.reference_until(asked) - asked) / 1e9
+        """How much longer an answer is good to a question of *asked* (wall clock)."""
+        return (quoting.reference_until(asked) - self._clock.wall_ns()) / 1e9
 
 
 def _picked(kind: type[M], ticket: Ticket, symbols: Sequence[str]) -> Answers[M]:
