@@ -607,6 +607,30 @@ def test_a_cancellation_without_an_id_is_no_other_order_nor_of_another_quantity(
     assert orders.cancel_id("bot", orders.find("a", "other"), 4, at(1)) == "a.cancel3"
 
 
+@pytest.mark.parametrize("state", [OrderState.ACCEPTED, OrderState.UNKNOWN, OrderState.HUMAN])
+def test_some_shares_cancelled_without_an_id_are_not_cancelled_again(state: OrderState) -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    order = sent(orders, cancel("a", qty=3), 1)
+    if state is OrderState.ACCEPTED:
+        orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
+    else:
+        orders.doubt(order.key, "reset", at(1))
+    now = CAPS.human_after_s + 1 if state is OrderState.HUMAN else 13
+    orders.rows(DAY, [row("100", open=7)], at(now))
+    assert orders.find("a.cancel", "bot").state is state
+    assert orders.cancel_id("bot", orders.find("a", "bot"), 3, at(now)) == "a.cancel"
+
+
+def test_some_shares_are_cancelled_again_when_they_provably_were_not() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    order = sent(orders, cancel("a", qty=3), 1)
+    orders.doubt(order.key, "reset", at(1))
+    orders.resolve(order.key, number=None, reason="not in HTS", at=at(2))
+    assert orders.cancel_id("bot", orders.find("a", "bot"), 3, at(3)) == "a.cancel2"
+
+
 def test_cancellations_without_an_id_of_orders_whose_long_ids_begin_alike_are_two() -> None:
     orders = book()
     names = [f"{'x' * 62}{n}" for n in (10, 11)]

@@ -219,8 +219,9 @@ class Book:
     def cancel_id(self, client: str, target: Order, qty: int, at: Instant) -> str:
         """An id for a cancellation of *qty* (0: all of it) whose caller gave none.
 
-        The last one is asked for again while it stands; a new one follows one that came to
-        nothing or to doubt, for to cancel twice does no harm.
+        The last one is asked for again while it stands. A new one follows one that came to
+        nothing; of all that is open also one that came to doubt, for to cancel that twice does
+        no harm. Some shares twice are twice as many: who wants these has to give an id.
         """
         day = day_of(at.wall_ns)
         n = 0
@@ -234,8 +235,9 @@ class Book:
             if (order.action, order.target_key, order.qty) != (Action.CANCEL, target.key, qty):
                 continue  # another order's, such as one whose long id begins alike
             fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
-            stands = order.state is OrderState.ACCEPTED and (fresh or target.open_qty == 0)
-            if stands or order.state in _WAITING:
+            again = not qty and not fresh and target.open_qty != 0
+            stands = order.state is OrderState.ACCEPTED and not again
+            if stands or order.state in _WAITING or (qty and order.state in DOUBTFUL):
                 return name
 
     def _check(self, ask: Ask, at: Instant, now: Situation) -> tuple[Checked, Order]:
