@@ -499,6 +499,23 @@ class TestChanges:
         assert orders.find("a2", "bot").order_no == "101"
         assert orders.find("a", "bot").live_number == "101"
 
+    def test_an_amendment_that_is_settled_late_leaves_its_order_under_the_newest_number(
+        self,
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        changed = sent(orders, amend("a", 70_100, "a2"), 1)
+        orders.doubt(changed.key, "reset", at(1))
+        gone, ours = row("100", open=0), row("101", 1, original="100", price=70_100)
+        orders.rows(DAY, [gone, ours], at(3))
+        assert orders.find("a", "bot").live_number == "101"
+        rows = [gone, attrs.evolve(ours, open=0), row("300", 6, original="101", price=71_000)]
+        for now in (8, 20, 21):
+            orders.rows(DAY, rows, at(now))
+        assert orders.find("a2", "bot").order_no == "101"
+        found = orders.find("a", "bot")
+        assert (found.numbers, found.open_qty) == (("100", "101", "300"), 10)
+
     def test_a_cancellation_in_doubt_is_settled_by_the_order_it_was_for(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")

@@ -839,9 +839,10 @@ class Book:
         self._due[target.key] = at.now + _POLLS_S[0]
         if order.action is Action.AMEND:
             self._owners[target.day, number] = target.key
-            known = [n for n in target.numbers if n != number]
-            follow = attrs.evolve(target, numbers=(*known, number), open_qty=None)
-            self._put(follow, at, write=True)
+            # The list may have had it followed to this number already, and further.
+            if number not in target.numbers:
+                numbers = (*target.numbers, number)
+                self._put(attrs.evolve(target, numbers=numbers, open_qty=None), at, write=True)
 
     def _amended(self, order: Order) -> Order | None:
         key = self._owners.get((order.day, order.original_no))
