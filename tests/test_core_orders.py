@@ -481,6 +481,35 @@ class TestChanges:
         assert (found.rejected_qty, found.live_number) == (0, "100")
         assert cancelling(orders, "a", 6).original_no == "100"
 
+    @pytest.mark.parametrize("change", [cancel("a", "b", qty=3), amend("a", 70_100, "b")])
+    def test_a_change_that_the_exchange_refused_is_rejected(self, change: Ask) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        order = sent(orders, change, 1)
+        orders.accepted(order.key, Receipt("101", "06010", "100001"), at(1))
+        orders.rows(DAY, [row("100"), row("101", 1, original="100", open=10)], at(2))
+        assert orders.find("b", "bot").state is OrderState.ACCEPTED
+        orders.take_records()
+        rows = [row("100"), row("101", 1, original="100", open=0, rejected=10)]
+        for now in (3, 4):
+            orders.rows(DAY, rows, at(now))
+        found = orders.find("b", "bot")
+        assert (found.state, found.evidence) == (OrderState.REJECTED, Evidence.LIST)
+        assert (found.code, found.text) == ("exchange", "the exchange refused it")
+        states = [
+            (record["order"]["id"], record["order"]["state"]) for record in orders.take_records()
+        ]
+        assert states.count(("b", "rejected")) == 1
+
+    def test_a_cancellation_that_the_exchange_refused_is_no_reason_not_to_cancel(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.accepted(cancelling(orders, "a", 1).key, Receipt("101", "06010", "100001"), at(1))
+        assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(2)) == "a.cancel"
+        refused = row("101", 1, original="100", open=0, rejected=10)
+        orders.rows(DAY, [row("100"), refused], at(2))
+        assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(2)) == "a.cancel2"
+
     def test_an_amendment_made_in_an_app_is_followed(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")

@@ -690,7 +690,12 @@ class Book:
             and (order.state in DOUBTFUL or order.state is OrderState.SENDING)
         }
         for order in list(self.orders.values()):
-            if order.numbers and order.action is Action.NEW and order.day in self._rows:
+            if order.action is not Action.NEW:
+                row = self.row(order.day, order.order_no)
+                if order.state is OrderState.ACCEPTED and _bounced(row):
+                    why = Phrase("the exchange refused it")
+                    self._end(order.key, OrderState.REJECTED, "exchange", why, at, Evidence.LIST)
+            elif order.numbers and order.day in self._rows:
                 self._confirm(order, amending, at)
 
     def _confirm(self, order: Order, amending: set[tuple[str, str]], at: Instant) -> None:
