@@ -1447,6 +1447,24 @@ def test_a_person_may_settle_an_order_by_a_number_that_the_list_does_not_show() 
     assert (found.branch, found.order_time, found.filled_qty) == ("06010", "100002", 10)
 
 
+def test_a_person_may_settle_an_amendment_by_the_number_that_its_order_was_followed_to() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    moved = [row("100", open=0), row("200", 0.5, original="100", open=0)]
+    orders.rows(DAY, [moved[0], row("200", 0.5, original="100")], at(1))
+    order = sent(orders, amend("a", 70_100, "a2"), 2)
+    assert order.original_no == "200"
+    orders.doubt(order.key, "reset", at(2))
+    orders.rows(DAY, [*moved, row("201", 2, original="200", price=70_100)], at(3))
+    assert orders.find("a", "bot").live_number == "201"
+    for number in ("100", "200"):
+        with pytest.raises(OrderRefused, match=f"number {number} belongs to a"):
+            orders.resolve(order.key, number=number, reason="x", at=at(4))
+    found = orders.resolve(order.key, number="0000000201", reason="seen in HTS", at=at(4))
+    assert (found.state, found.order_no) == (OrderState.ACCEPTED, "201")
+    assert orders.find("a", "bot").numbers == ("100", "200", "201")
+
+
 def test_a_journal_holds_what_was_sent_and_its_orders_as_they_are() -> None:
     orders = book()
     accepted(orders, ask("a"), 0, "100")

@@ -457,13 +457,13 @@ class Book:
         number = same_number(number)
         row = self._rows.get(order.day, {}).get(number)
         owner = self._owners.get((order.day, number))
-        if not number.isdecimal() or owner is not None:
-            raise refusal(
-                "target",
-                Phrase("number {number} belongs to {id}", number=number, id=owner[2])
-                if owner
-                else Phrase("{number} is no order number", number=number),
-            )
+        # What its order was followed to may be the amendment, if it is of the same number.
+        changes = row is not None and row.original == order.original_no
+        if owner is not None and (not changes or self._taken(order, number)):
+            text = Phrase("number {number} belongs to {id}", number=number, id=owner[2])
+            raise refusal("target", text)
+        if not number.isdecimal():
+            raise refusal("target", Phrase("{number} is no order number", number=number))
         if row is not None and (row.symbol, row.side) != (order.symbol, order.side):
             text = Phrase(
                 "number {number} is another order: {side} {symbol}",
