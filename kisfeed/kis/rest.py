@@ -20,6 +20,7 @@ from kisfeed.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_SERVERS: Final = ("EGW", "OPSQ")  # codes of the gateway and of the OPS servers behind it
 _MORE: Final = frozenset({"F", "M"})  # response header tr_cont; D, E or none: the last page
 
 
@@ -213,8 +214,10 @@ class RestCodes:
         """What this answer means; never raises.
 
         Three shapes: OAuth errors have ``error_code``, gateway errors ``rt_cd`` and ``message``,
-        business answers ``rt_cd`` alone. An unknown code is a business error with HTTP 200, and
-        KIS's own fault with any other status.
+        business answers ``rt_cd`` alone. An unknown code of the gateway or of its OPS servers is
+        KIS's own fault whatever the status: it may be a time-out of theirs, after which an order
+        may have been executed. Any other is a business error with HTTP 200, and KIS's own fault
+        with any other status.
         """
         code = body.get("error_code")
         text = _text(body.get("error_description" if code is not None else "msg1"))
@@ -225,7 +228,8 @@ class RestCodes:
         code = _text(code) or f"HTTP{status}"
         known = self._kinds.get(code)
         if known is None or known is Kind.OK:
-            known = Kind.BUSINESS if status < 400 else Kind.SERVER
+            said_no = status < 400 and not code.startswith(_SERVERS)
+            known = Kind.BUSINESS if said_no else Kind.SERVER
         return Verdict(known, code, text)
 
 
