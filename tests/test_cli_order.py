@@ -271,6 +271,21 @@ def test_what_could_not_be_cancelled_is_named_and_has_its_exit_code(
     assert json.loads(capsys.readouterr().out)["not_cancelled"] == [left]
 
 
+def test_what_is_in_doubt_is_not_called_open_and_has_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = {"client": "bot", "id": "a", "reason": "queue_full", "text": "full"}
+    doubt = {"client": "bot", "id": "b", "reason": "unknown", "text": "not known"}
+    halted = {"reason": "enough", "since_ts": 1}
+    answer = {"halted": halted, "cancelled": [], "not_cancelled": [full, doubt]}
+    monkeypatch.setattr(link, "connect", lambda *_, **__: Answering(answer))
+    place = ["--socket", str(tmp_path / "s.sock")]
+    assert cli.run(["halt", "--cancel-open", *place]) == 79
+    told = capsys.readouterr().out
+    assert "Still open, not cancelled: bot/a (full)" in told
+    assert "In doubt, perhaps open, not cancelled: bot/b (not known)" in told
+
+
 def test_halt_works_with_the_daemon_dead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

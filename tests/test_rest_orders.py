@@ -398,6 +398,36 @@ async def test_halt_names_what_it_could_not_cancel(
         assert left == [("bot", "a", "queue_full"), ("bot", "b", "queue_full")]
 
 
+async def test_halt_names_the_order_in_doubt_that_it_cannot_cancel(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("rests", price=low)
+        b.sim.inject(Fault("order_lost_after", count=1))
+        await b.refused("lost", price=low)
+        answer = await b.call("halt", cancel_open=True)
+        assert [(o["target"], o["state"]) for o in answer["cancelled"]] == [("rests", "accepted")]
+        (left,) = answer["not_cancelled"]
+        assert (left["client"], left["id"], left["reason"]) == ("bot", "lost", "unknown")
+        assert (await b.until("lost", "accepted"))["open_qty"] != 0
+
+
+async def test_halt_cancels_an_order_whose_amendment_is_in_doubt_and_names_that(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("a", price=low)
+        b.sim.inject(Fault("order_lost_before", count=1))
+        with pytest.raises(OrderRefused):
+            await b.call("order.amend", target="a", client_order_id="to", price=low - 500)
+        answer = await b.call("halt", cancel_open=True)
+        assert [(o["target"], o["state"]) for o in answer["cancelled"]] == [("a", "accepted")]
+        assert [(o["id"], o["reason"]) for o in answer["not_cancelled"]] == [("to", "unknown")]
+        assert not any(o.open for o in b.sim.simulator.brokerage.orders)
+
+
 async def test_a_queued_cancellation_survives_that_its_caller_places_an_order_of_that_id(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

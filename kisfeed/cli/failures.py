@@ -21,6 +21,7 @@ BUG: Final = 1
 USAGE: Final = 2
 NO_DAEMON: Final = 69
 NOT_PERMITTED: Final = 77
+UNKNOWN_OUTCOME: Final = 79
 INTERRUPTED: Final = 130
 
 _BY_SERVER_CODE: Final = {
@@ -33,7 +34,7 @@ _BY_SERVER_CODE: Final = {
     "halted": NOT_PERMITTED,
     "internal": BUG,
     "bad_frame": BUG,
-    "unknown_outcome": 79,
+    "unknown_outcome": UNKNOWN_OUTCOME,
 }
 
 

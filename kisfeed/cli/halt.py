@@ -47,7 +47,7 @@ def command(
     socket: Path | None,
 ) -> None:
     from kisfeed import errors
-    from kisfeed.cli import link
+    from kisfeed.cli import failures, link
 
     why = reason or _("halted from the command line")
     switch = switch_of(profile, config_file, socket)
@@ -71,8 +71,10 @@ def command(
     if cancel_open and answer["cancelled"] is None:
         click.echo(_("Nothing was cancelled: no daemon that could."), err=True)
         raise click.exceptions.Exit(69)
-    if answer.get("not_cancelled"):
-        raise click.exceptions.Exit(75)
+    left = answer.get("not_cancelled")
+    if left:
+        in_doubt = any(order["reason"] == "unknown" for order in left)
+        raise click.exceptions.Exit(failures.UNKNOWN_OUTCOME if in_doubt else 75)
 
 
 def switch_of(
@@ -118,7 +120,11 @@ def _told(answer: dict[str, Any]) -> str:
         )
         text += "\n" + _("Cancellations: {orders}").format(orders=listed)
     for left in answer.get("not_cancelled", ()):
-        text += "\n" + _("Still open, not cancelled: {order} ({why})").format(
+        if left["reason"] == "unknown":
+            line = _("In doubt, perhaps open, not cancelled: {order} ({why})")
+        else:
+            line = _("Still open, not cancelled: {order} ({why})")
+        text += "\n" + line.format(
             order=f"{left['client']}/{left['id']}", why=said(left["text"], left)
         )
     return text

@@ -74,7 +74,8 @@ class Swept:
 
     Attributes:
         cancellations: as they ended; KIS did not take every one for sure.
-        refused: orders whose cancellation was not even queued, and why.
+        refused: orders whose cancellation was not even queued, and why; those in doubt too, which
+            may be open and have no number to cancel them by.
         done: set when no more comes.
     """
 
@@ -179,7 +180,10 @@ class OrderDesk:
             if order is None:
                 continue  # forgotten since
             order = await self._settled(order)  # what is being sent may be open then
-            if not order.live_number or order.open_qty == 0 or order.state in DOUBTFUL:
+            if order.state in DOUBTFUL and order.action is not Action.CANCEL:
+                sweep.refused.append((order, _doubt(order)))
+                continue
+            if not order.live_number or order.open_qty == 0:
                 continue
             # As its own program would: by that one's name the id is this order's alone.
             ask = Ask(
@@ -700,17 +704,21 @@ def _result(order: Order) -> Order:
     """
     if order.state is OrderState.ACCEPTED:
         return order
-    told = order.to_map()
     if order.state in DOUBTFUL:
-        text = Phrase(
-            "whether {id} was executed is not known ({why}): do not send it again",
-            id=order.id,
-            why=order.text,
-        )
-        raise refusal("unknown", text, told)
+        raise _doubt(order)
+    told = order.to_map()
     if order.state is OrderState.REJECTED:
         raise refusal("kis", Phrase("{code}: {text}", code=order.code, text=order.text), told)
     if order.state is OrderState.NOT_EXECUTED:
         text = Phrase("a person settled that it was not executed: {why}", why=order.text)
         raise refusal("kis", text, told)
     raise refusal(order.code, order.text, told)
+
+
+def _doubt(order: Order) -> OrderRefused:
+    text = Phrase(
+        "whether {id} was executed is not known ({why}): do not send it again",
+        id=order.id,
+        why=order.text,
+    )
+    return refusal("unknown", text, order.to_map())
