@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import re
@@ -19,6 +20,7 @@ from kisfeed.cli.i18n import said
 from kisfeed.config import Config, Gateway
 from kisfeed.feed import run_daemon
 from kisfeed.kfp.orders import Order
+from kisfeed.rest import halt as halts
 from tests import killing
 from tests.test_cli_schemas import validator
 
@@ -305,6 +307,28 @@ def test_halt_works_with_the_daemon_dead(
     assert answered(capsys, found, "resume", "--reason", "looked")[0] == 0
     assert list(tmp_path.glob("*.halt")) == []
     assert b'"resume"' in next(tmp_path.glob("*.orders")).read_bytes()
+
+
+def test_halt_on_a_full_disk_reaches_the_daemon_and_fails_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found = serve(tmp_path)
+    try:
+        assert cli.run([*buy("rests", price="55000"), *found.place]) == 0
+        monkeypatch.setattr(halts, "write_atomically", full)
+        assert cli.run(["halt", "--cancel-open", *found.place]) == 1
+        assert "halted until it ends" in capsys.readouterr().err
+        code, answer = answered(capsys, found, *buy("more"))
+        assert (code, answer["code"]) == (77, "halted")
+        listed = answered(capsys, found, "order", "ls")[1]["orders"]
+        assert "rests.cancel" in [o["id"] for o in listed]
+    finally:
+        found.end()
+    assert cli.run(["halt", *found.place]) == 78
+    assert "No space" in capsys.readouterr().err
 
 
 def test_orders_are_off_unless_switched_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import functools
 import logging
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from kisfeed.config import (
 from kisfeed.errors import ConfigError, OrderRefused, StateError, UsageError
 from kisfeed.feed import Feed, open_feed
 from kisfeed.kfp.events import Notice
+from kisfeed.rest import halt as halts
 from kisfeed.rest.halt import HaltSwitch
 from kisfeed.seams import DirectDisk, VirtualClock, seeded_rng
 from kisfeed.simulator.brokerage import Dealing
@@ -125,6 +127,10 @@ async def bench(
     async with open_memory_simulator(options) as sim:
         async with serving(sim, folder, orders, options.environment) as opened:
             yield opened
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_an_order_is_placed_filled_and_followed(
@@ -426,6 +432,39 @@ async def test_halt_cancels_an_order_whose_amendment_is_in_doubt_and_names_that(
         assert [(o["target"], o["state"]) for o in answer["cancelled"]] == [("a", "accepted")]
         assert [(o["id"], o["reason"]) for o in answer["not_cancelled"]] == [("to", "unknown")]
         assert not any(o.open for o in b.sim.simulator.brokerage.orders)
+
+
+async def test_a_full_disk_halts_and_cancels_all_the_same_and_is_told(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path) as b:
+        await b.buy("rests", price=b.ask - 5_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(halts, "write_atomically", no_space)
+            with pytest.raises(StateError, match=r"No space.*until it ends"):
+                await b.call("halt", cancel_open=True, reason="enough")
+            await trio.sleep(5)
+            assert not any(o.open for o in b.sim.simulator.brokerage.orders)
+            assert (await b.refused("more")).code == "halted"
+        assert list(tmp_path.glob("*.halt")) == []
+        again = await b.call("halt", reason="again")
+        assert again["halted"]["reason"] == "enough"
+        assert len(list(tmp_path.glob("*.halt"))) == 1
+        await b.call("resume", reason="looked at it")
+        await b.buy("more")
+
+
+def test_resume_ends_a_halt_that_no_disk_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halts, "write_atomically", no_space)
+    switch = HaltSwitch(tmp_path, "k")
+    with pytest.raises(StateError):
+        switch.halt("enough", 1)
+    assert not switch.begin_sending()
+    switch.resume()
+    assert switch.begin_sending()
+    switch.end_sending()
 
 
 async def test_a_queued_cancellation_survives_that_its_caller_places_an_order_of_that_id(

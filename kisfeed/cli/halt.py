@@ -52,8 +52,12 @@ def command(
     why = reason or _("halted from the command line")
     switch = switch_of(profile, config_file, socket)
     answer: dict[str, Any] = {"halted": None, "cancelled": None, "daemon": False}
+    failed = None
     if switch is not None:
-        answer["halted"] = _stop(switch, why)
+        try:
+            answer["halted"] = _stop(switch, why)
+        except errors.StateError as exc:
+            failed = exc  # a daemon halts, and cancels, without the file too
     try:
         with link.connect("halt", profile, config_file, socket) as daemon:
             answer |= daemon.call("halt", reason=why, cancel_open=cancel_open)
@@ -61,12 +65,16 @@ def command(
     except errors.NoDaemon:
         if switch is None:
             raise
+        if failed is not None:
+            raise failed from None
     except errors.ServerRefused as exc:
         if cancel_open and exc.code == "timeout":
             raise errors.ServerRefused(exc.code, _(_CANCELLING)) from exc
         # A daemon without orders has none to stop; any other refusal is one to be told.
         if switch is None or exc.code != "orders_disabled":
             raise
+        if failed is not None:
+            raise failed from None
     click.echo(json.dumps(answer, ensure_ascii=False) if as_json else _told(answer))
     if cancel_open and answer["cancelled"] is None:
         click.echo(_("Nothing was cancelled: no daemon that could."), err=True)

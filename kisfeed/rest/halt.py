@@ -2,7 +2,8 @@
 
 Whoever halts writes the file and then waits until nobody holds the sending lock; whoever sends
 takes that lock before the first byte and looks for the file under it. So once :func:`quiet` is
-true after the file was written, no order leaves any more.
+true after the file was written, no order leaves any more. Where the file cannot be written, as on
+a full disk, the process that was told halts all the same, as long as it lives.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import attrs
 
 from kisfeed.errors import StateError
 from kisfeed.seams import write_atomically
+from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +47,7 @@ class HaltSwitch:
     _folder: Path
     _name: str
     _held: int | None = attrs.field(default=None, init=False)
+    _unwritten: Halt | None = attrs.field(default=None, init=False)
 
     @property
     def path(self) -> Path:
@@ -61,7 +64,7 @@ class HaltSwitch:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return None
+            return self._unwritten
         except OSError as exc:
             return Halt(f"{self.path}: {exc.strerror}", 0)
         try:
@@ -74,21 +77,29 @@ class HaltSwitch:
         """Write the file; the first reason stands. Wait for :meth:`quiet` before relying on it.
 
         Raises:
-            StateError: it cannot be written.
+            StateError: it cannot be written. This process is halted all the same; another try
+                may write it.
         """
         standing = self.halted()
-        if standing is not None:
+        if standing is not None and standing is not self._unwritten:
             return standing
-        found = Halt(reason, wall_ns)
+        found = standing or Halt(reason, wall_ns)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(found.to_map(), ensure_ascii=False).encode())
         except OSError as exc:
-            raise StateError(f"{self.path}: {exc.strerror}") from exc
+            self._unwritten = found
+            text = Phrase(
+                "{path}: {why}: a daemon that was told is halted until it ends, and no other one",
+                path=str(self.path),
+                why=exc.strerror,
+            )
+            raise StateError(text) from exc
+        self._unwritten = None
         return found
 
     def resume(self) -> None:
-        """Remove the file.
+        """Remove the file; nothing halts this process any more.
 
         Raises:
             StateError: it cannot be removed.
@@ -97,6 +108,7 @@ class HaltSwitch:
             self.path.unlink(missing_ok=True)
         except OSError as exc:
             raise StateError(f"{self.path}: {exc.strerror}") from exc
+        self._unwritten = None
 
     def quiet(self) -> bool:
         """Nobody is sending an order at this moment.

@@ -31,6 +31,7 @@ from kisfeed.errors import (
 from kisfeed.kfp.orders import DOUBTFUL, Action, Order, OrderState
 from kisfeed.kis import orders as wire
 from kisfeed.kis.rest import Priority
+from kisfeed.rest.halt import Halt
 from kisfeed.seoul import date_of
 from kisfeed.texts import Phrase
 
@@ -534,9 +535,15 @@ class OrderDesk:
             The halt that holds, and what was cancelled.
 
         Raises:
-            StateError: the halt file cannot be written.
+            StateError: the halt file cannot be written. All the rest is done or goes on, but a
+                restart ends the halt.
         """
-        found = self._switch.halt(reason, self._clock.wall_ns())
+        wall_ns = self._clock.wall_ns()
+        unkept: StateError | None = None
+        try:
+            found = self._switch.halt(reason, wall_ns)
+        except StateError as exc:
+            found, unkept = Halt(reason, wall_ns), exc
         _log.warning("orders_halted", extra={"why": found.reason, **self._limits()})
         self._wake.set()
         sweep = Swept()
@@ -549,6 +556,8 @@ class OrderDesk:
             await self._append({"halt": found.to_map()})
         except StateError as exc:
             self._unwritten(exc)
+        if unkept is not None:
+            raise unkept
         if cancel_open:
             await sweep.done.wait()
         return found.to_map(), sweep
