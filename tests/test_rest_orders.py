@@ -272,6 +272,29 @@ async def test_an_order_expires_rather_than_go_out_late(
         assert len(b.posts) == 2
 
 
+async def test_an_order_that_waited_over_a_suspend_is_not_sent_after_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        await b.buy("warm", symbol="000660", price=None)
+        b.sim.inject(Fault("order_late", value=1.0))
+        clock = b.feed.clock
+        assert isinstance(clock, VirtualClock)
+        ends: dict[str, Any] = {}
+
+        async def late() -> None:
+            ends["late"] = await b.refused("late", symbol="000660", price=None)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.buy, "slow")
+            await trio.sleep(0.5)
+            nursery.start_soon(late)
+            await trio.sleep(0.2)
+            clock.suspended_s += 18 * 3600.0
+        assert ends["late"].reason == "expired"
+        assert len(b.posts) == 2
+
+
 async def test_halt_stops_every_order_and_no_cancellation(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

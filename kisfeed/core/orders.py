@@ -358,6 +358,13 @@ class Book:
         waiting = (self._deadlines[key] for *_, key in self._queue)
         return min(waiting, default=float("inf"))
 
+    def slept(self, seconds: float) -> None:
+        """The machine was suspended so long, and the scheduler's clock stood still meanwhile."""
+        for preview in self._previews.values():
+            preview.until -= seconds
+        for key in self._deadlines:
+            self._deadlines[key] -= seconds
+
     def expire(self, at: Instant) -> None:
         """Let go of the orders whose time is up before their turn came."""
         late = [entry for entry in self._queue if self._deadlines[entry[3]] <= at.now]

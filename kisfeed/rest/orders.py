@@ -59,6 +59,7 @@ _OPEN_READ_S: Final = 30.0  # while something is open, whether or not notices co
 _IDLE_READ_S: Final = 600.0
 _GAP_READS_S: Final = (0.0, 3.5, 7.0, 12.0)  # after notices may have been missed: the list is late
 _QUIET_POLL_S: Final = 0.005
+_SUSPENDED_S: Final = 0.1  # a shorter sleep of the machine makes no order late
 _FACTS_S: Final = 600.0
 _FACTS_WAIT_S: Final = 3.0
 _MAX_PAGES: Final = 100
@@ -126,6 +127,7 @@ class OrderDesk:
     _writing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _gap_reads: list[float] = attrs.field(factory=list, init=False)
     _read_at: float = attrs.field(default=-math.inf, init=False)
+    _ahead: float | None = attrs.field(default=None, init=False)  # of BOOTTIME
     _facts: dict[str, tuple[float, Facts | None]] = attrs.field(factory=dict, init=False)
 
     # Life.
@@ -223,6 +225,8 @@ class OrderDesk:
 
         def check() -> None:
             nonlocal passed
+            if self._at().now > self._book.deadline(order):
+                raise NotSent("its time was up before it could be sent")
             if order.action is not Action.CANCEL and not self._switch.begin_sending():
                 raise _Halted
             passed = True
@@ -588,7 +592,15 @@ class OrderDesk:
     # Small parts.
 
     def _at(self) -> Instant:
-        return Instant(self._clock.now(), self._clock.wall_ns())
+        """This moment; a suspend, which the scheduler's clock missed, is told to the book first."""
+        at = Instant(self._clock.now(), self._clock.wall_ns())
+        ahead = self._clock.boot() - at.now
+        if self._ahead is None:
+            self._ahead = ahead
+        if ahead - self._ahead >= _SUSPENDED_S:
+            self._book.slept(ahead - self._ahead)
+            self._ahead = ahead
+        return at
 
     async def _situation(self, ask: Ask) -> Situation:
         if ask.action is Action.CANCEL:
