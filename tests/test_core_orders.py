@@ -517,6 +517,79 @@ class TestChanges:
         orders.rows(DAY, [row("100", open=0), moved], at(9))
         assert orders.find("a", "bot").live_number == "300"
 
+    @pytest.mark.parametrize("newest_first", [False, True])
+    def test_two_amendments_made_in_an_app_between_two_readings_are_followed(
+        self, *, newest_first: bool
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        rows = [
+            row("100", open=0, cancelled=10),
+            row("300", 5, original="100", price=71_000, open=0, cancelled=10),
+            row("301", 6, original="300", price=72_000, open=7, filled=3, avg_price="72000"),
+        ]
+        orders.rows(DAY, rows[::-1] if newest_first else rows, at(9))
+        found = orders.find("a", "bot")
+        assert found.numbers == ("100", "300", "301")
+        assert (found.open_qty, found.filled_qty) == (7, 3)
+
+    def test_what_the_exchange_refused_or_what_changes_itself_is_not_followed(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        refused = row("300", 5, original="100", open=0, rejected=10)
+        further = row("301", 6, original="300")
+        itself = row("302", 6, original="302")
+        around = [row("303", 6, original="304"), row("304", 6, original="303")]
+        orders.rows(DAY, [row("100", original="100"), refused, further, itself, *around], at(9))
+        found = orders.find("a", "bot")
+        assert (found.numbers, found.open_qty) == (("100",), 10)
+
+    def test_shares_that_were_amended_in_an_app_and_those_that_were_not_are_both_open(
+        self,
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        rest = row("100", open=6, cancelled=4)
+        some = row("300", 5, original="100", price=71_000, qty=4, open=4)
+        orders.rows(DAY, [rest, some], at(9))
+        found = orders.find("a", "bot")
+        assert (found.open_qty, found.numbers) == (10, ("100", "300"))
+        filled = attrs.evolve(some, open=0, filled=4, avg_price="71000")
+        for now in (40, 41):
+            orders.rows(DAY, [rest, filled], at(now))
+            found = orders.find("a", "bot")
+            assert (found.open_qty, found.filled_qty, found.live_number) == (6, 4, "100")
+        assert cancelling(orders, "a", 42).original_no == "100"
+        gone = attrs.evolve(rest, open=0, cancelled=10)
+        more = row("302", 50, original="100", price=72_000, qty=6, open=6)
+        orders.rows(DAY, [gone, filled, more], at(51))
+        found = orders.find("a", "bot")
+        assert (found.open_qty, found.live_number) == (6, "302")
+
+    def test_what_is_open_beside_an_amendment_in_doubt_is_not_all_that_may_be(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        rest = row("100", open=6, cancelled=4)
+        some = row("300", 5, original="100", price=71_000, qty=4, open=4)
+        orders.rows(DAY, [rest, some], at(9))
+        changed = sent(orders, amend("a", 70_100, "a2"), 10)
+        assert changed.original_no == "300"
+        orders.doubt(changed.key, "reset", at(10))
+        orders.rows(DAY, [rest, attrs.evolve(some, open=0, cancelled=4)], at(11))
+        found = orders.find("a", "bot")
+        assert (found.open_qty, found.live_number) == (None, "300")
+
+    def test_what_the_list_still_shows_under_the_number_before_is_not_open_twice(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        amended(orders, "a", 1, "101")
+        moved = row("101", 1, original="100", price=70_100)
+        orders.rows(DAY, [row("100"), moved], at(2))
+        assert orders.find("a", "bot").open_qty == 10
+        orders.rows(DAY, [row("100"), attrs.evolve(moved, open=0, filled=10)], at(3))
+        found = orders.find("a", "bot")
+        assert (found.open_qty, found.live_number) == (0, "101")
+
     def test_an_amendment_in_doubt_is_found_by_what_it_changed(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")

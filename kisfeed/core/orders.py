@@ -715,28 +715,38 @@ class Book:
         """
         known = self._rows[order.day]
         numbers = list(order.numbers)
-        # An amendment made elsewhere continues the order under a number that we never gave out.
+        # An amendment made elsewhere continues the order under a number that we never gave out,
+        # all of it or some of its shares; what was amended again is listed with nothing left.
+        amended = {row.original for row in known.values() if row.original != row.number}
         follow = True
         while follow:
             follow = False
             for row in known.values():
-                alive = row.original == numbers[-1] and (row.open or row.filled)
-                if alive and row.number not in numbers:
+                alive = row.open or row.filled or (row.number in amended and not _bounced(row))
+                if alive and row.original in numbers and row.number not in numbers:
                     numbers.append(row.number)
                     follow = True
                     break
         # A change that the exchange refused left the order as it was, under the number before.
-        while len(numbers) > 1 and _bounced(known.get(numbers[-1])):
-            numbers.pop()
+        numbers = [n for n in numbers if n == order.order_no or not _bounced(known.get(n))]
         chain = [known[number] for number in numbers if number in known]
         if not chain:
             return
         filled = sum(row.filled for row in chain)
-        # The list shows the end of a number that was amended before it shows the new one.
         live = known.get(numbers[-1])
-        open_qty = None if live is None else live.open
-        if live is not None and not live.open and (order.day, live.number) in amending:
-            open_qty = None if live.filled + live.rejected < live.qty else 0
+        left = {row.number: _left(row, chain) for row in chain}
+        open_qty = None if len(chain) < len(numbers) else sum(left.values())
+        if live is not None and not live.open:
+            still = [row for row in chain if left[row.number]]
+            # The list shows the end of a number that was amended before it shows the new one.
+            if (order.day, live.number) in amending:
+                if live.filled + live.rejected < live.qty:
+                    open_qty = None
+            elif still:
+                # Some of its shares were amended elsewhere, and only the others are left.
+                live = still[-1]
+                numbers.remove(live.number)
+                numbers.append(live.number)
         found = attrs.evolve(
             order,
             numbers=tuple(numbers),
@@ -966,6 +976,12 @@ def _moment(day: str, time: str) -> int | None:
 def _bounced(row: DayRow | None) -> bool:
     """The exchange refused all of it."""
     return row is not None and bool(row.rejected) and not row.open and not row.filled
+
+
+def _left(row: DayRow, chain: Iterable[DayRow]) -> int:
+    """What is open under *row*; the list may show what went on under another number there too."""
+    went_on = sum(r.qty - r.rejected for r in chain if r.original == row.number and r is not row)
+    return max(0, min(row.open, row.qty - row.filled - went_on))
 
 
 def _average(chain: Sequence[DayRow]) -> str:
