@@ -288,6 +288,24 @@ def test_what_is_in_doubt_is_not_called_open_and_has_its_own_exit_code(
     assert "In doubt, perhaps open, not cancelled: bot/b (not known)" in told
 
 
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (("accepted", "accepted"), 0),
+        (("accepted", "rejected"), 75),
+        (("not_sent",), 75),
+        (("rejected", "unknown"), 79),
+    ],
+)
+def test_a_cancellation_that_came_to_nothing_is_no_success(
+    states: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = [{"client": "bot", "target": str(n), "state": s} for n, s in enumerate(states)]
+    answer = {"halted": {"reason": "enough", "since_ts": 1}, "cancelled": cancelled}
+    monkeypatch.setattr(link, "connect", lambda *_, **__: Answering(answer))
+    assert cli.run(["halt", "--cancel-open", "--socket", str(tmp_path / "s.sock")]) == code
+
+
 def test_halt_works_with_the_daemon_dead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def command(
 ) -> None:
     from kisfeed import errors
     from kisfeed.cli import failures, link
+    from kisfeed.kfp.orders import DOUBTFUL, OrderState
 
     why = reason or _("halted from the command line")
     switch = switch_of(profile, config_file, socket)
@@ -79,9 +80,10 @@ def command(
     if cancel_open and answer["cancelled"] is None:
         click.echo(_("Nothing was cancelled: no daemon that could."), err=True)
         raise click.exceptions.Exit(69)
-    left = answer.get("not_cancelled")
-    if left:
-        in_doubt = any(order["reason"] == "unknown" for order in left)
+    doubts = [order["reason"] == "unknown" for order in answer.get("not_cancelled", ())]
+    states = {order["state"] for order in answer["cancelled"] or ()} - {OrderState.ACCEPTED}
+    if doubts or states:
+        in_doubt = any(doubts) or not states.isdisjoint(DOUBTFUL)
         raise click.exceptions.Exit(failures.UNKNOWN_OUTCOME if in_doubt else 75)
 
 
