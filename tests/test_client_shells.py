@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from kisfeed.client.core import ClientCore
     from kisfeed.client.structured import Client
 
 OTHER = "trade.krx.000660"
@@ -197,6 +199,61 @@ def test_sync_a_send_that_was_interrupted_drops_the_connection(tmp_path: Path) -
     assert calls(daemon) == []
 
 
+def _interrupted_at_the_second_row(core: ClientCore) -> None:
+    """Ctrl-C comes when the second row of the next read is worked on, and never again."""
+    real = core._on_row
+    rows: list[list[Any]] = []
+
+    def on_row(message: list[Any]) -> None:
+        rows.append(message)
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+        real(message)
+
+    core._on_row = on_row  # type: ignore[method-assign]
+
+
+def _told_after_an_interrupt(happened: list[events.Event]) -> None:
+    """The row that was read and thrown away is within the Gap, and nothing is conflated."""
+    assert [event.type for event in happened] == [
+        "session", "status", "trade", "session", "session", "status", "gap", "trade", "trade",
+    ]  # fmt: skip
+    (gap,) = (event for event in happened if isinstance(event, events.Gap))
+    assert gap.missed_qty == 110
+
+
+_INTERRUPTED = 9  # events of _told_after_an_interrupt
+
+
+def test_sync_rows_of_a_read_that_was_interrupted_are_told_as_missed(tmp_path: Path) -> None:
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            _interrupted_at_the_second_row(kf._core)
+            with pytest.raises(KeyboardInterrupt):
+                kf.subscribe(TRADE)
+            _told_after_an_interrupt(list(islice(kf.events(timeout=5), _INTERRUPTED)))
+            assert kf.subscriptions[TRADE].conflated == 0
+
+
+def test_sync_an_interrupt_right_behind_the_read_itself_is_told_too(tmp_path: Path) -> None:
+    class Link(_Interrupted):
+        def sendall(self, data: bytes) -> None:
+            self._link.sendall(data)
+
+        def recv(self, size: int) -> bytes:
+            self._link.recv(size)
+            raise KeyboardInterrupt
+
+    with listening(tmp_path / "s", ScriptedDaemon()):
+        with kisfeed.connect(socket=tmp_path / "s") as kf:
+            list(islice(kf.subscribe(TRADE), 4))
+            kf._socket = Link(kf._socket)  # type: ignore[assignment, arg-type]
+            with pytest.raises(KeyboardInterrupt):
+                kf.ping()
+            kinds = [event.type for event in islice(kf.events(timeout=5), 4)]
+    assert kinds == ["session", "session", "status", "gap"]
+
+
 def calls(daemon: ScriptedDaemon) -> list[str]:
     """The names of the calls that it heard."""
     return [message[2]["m"] for message in daemon.heard if message[0] == Type.CALL]
@@ -249,6 +306,21 @@ def test_asyncio_a_cancelled_wait_leaves_the_client_usable(tmp_path: Path) -> No
                 async with asyncio.timeout(0.02):
                     await kf.call("never")
             assert await kf.status() == {"instance": "fake"}
+
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon):
+        asyncio.run(main())
+    assert daemon.connections == 1
+
+
+def test_asyncio_rows_of_a_read_that_was_interrupted_are_told_as_missed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            _interrupted_at_the_second_row(kf._core)
+            with pytest.raises(KeyboardInterrupt):
+                await kf.subscribe(TRADE)
+            async with asyncio.timeout(5):
+                _told_after_an_interrupt([await anext(kf) for _ in range(_INTERRUPTED)])
 
     with listening(tmp_path / "s", ScriptedDaemon()):
         asyncio.run(main())
@@ -410,6 +482,17 @@ async def test_trio_a_send_that_was_cut_off_drops_the_connection(
         seen = [(await anext(kf)).type for _ in range(6)]
     assert seen == ["session", "session", "session", "status", "trade", "trade"]
     assert daemon.connections == 2
+
+
+async def test_trio_rows_of_a_read_that_was_interrupted_are_told_as_missed(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with in_memory(ScriptedDaemon()) as kf:
+        _interrupted_at_the_second_row(kf._core)
+        with pytest.raises(KeyboardInterrupt):
+            await kf.subscribe(TRADE)
+        with trio.fail_after(1):
+            _told_after_an_interrupt([await anext(kf) for _ in range(_INTERRUPTED)])
 
 
 async def test_trio_a_call_in_a_scope_that_is_cancelled_is_never_sent(

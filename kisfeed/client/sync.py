@@ -363,11 +363,13 @@ class Client:
 
     def _read(self, link: sockets.socket) -> None:
         try:
-            data = link.recv(_READ)
+            self._core.received(link.recv(_READ), blocking.monotonic())
         except OSError as error:
             self._core.lost(f"the connection broke ({error.strerror})", blocking.monotonic())
-        else:
-            self._core.received(data, blocking.monotonic())
+        except BaseException:
+            # Ctrl-C, say: what was read and not worked on is gone, and would be told by nobody.
+            self._core.lost("an interrupted read may have lost messages", blocking.monotonic())
+            raise
 
     def _flush(self) -> None:
         data = self._core.outgoing()

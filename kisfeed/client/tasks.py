@@ -22,7 +22,10 @@ class Link(Protocol):
     """One connection. I/O failures are ``OSError``."""
 
     async def receive(self, until: float) -> bytes | None:
-        """Some bytes, ``b""`` at the end, None when it was *until* and nothing had come."""
+        """Some bytes, ``b""`` at the end, None when it was *until* and nothing had come.
+
+        Cancelled, it has taken no bytes.
+        """
         ...
 
     async def send(self, data: bytes) -> None:
@@ -282,13 +285,17 @@ class AsyncClient(abc.ABC):
             return
         try:
             data = await link.receive(max(core.deadline, self._now() + GRACE_S))
-        except OSError as error:
-            core.lost(f"the connection broke ({error})", self._now())
-        else:
             if data is None:
                 core.timer(self._now())
             else:
                 core.received(data, self._now())
+        except OSError as error:
+            core.lost(f"the connection broke ({error})", self._now())
+        except (Exception, KeyboardInterrupt, SystemExit):
+            # Ctrl-C, say: what was read and not worked on is gone, and would be told by nobody.
+            # A cancellation, which is none of these, leaves it where the next read finds it.
+            core.lost("an interrupted read may have lost messages", self._now())
+            raise
         if core.has_outgoing:  # else nobody who reads waits for another task's send
             await self._flush()
         if not core.linked:
