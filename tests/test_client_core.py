@@ -860,6 +860,20 @@ def test_closing_ends_every_wait_and_dials_no_more() -> None:
 # Frames of the future, and of a broken daemon.
 
 
+@pytest.mark.parametrize("somebody_listens", [False, True])
+def test_a_dial_that_ends_behind_the_close_changes_nothing(somebody_listens: bool) -> None:
+    daemon = subscribed(TRADE)
+    daemon.core.lost("gone", 1.0)
+    daemon.core.close()
+    if somebody_listens:
+        daemon.core.connected(9.0)
+    else:
+        daemon.core.dial_failed("gone", 9.0)
+    assert daemon.core.phase is Phase.CLOSED
+    assert daemon.core.deadline == math.inf
+    assert not daemon.core.has_outgoing
+
+
 def test_heartbeats_are_kept_and_yielded_only_on_request() -> None:
     body = {"sent": 5, "dropped": 1, "conflated": 2, "q_bytes": 3, "q_age_ms": 4, "up": {"a": 1}}
     beat = events.Heartbeat(_T, 5, 1, 2, 3, 4, {"a": 1})

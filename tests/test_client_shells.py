@@ -13,6 +13,7 @@ import trio.testing
 import kisfeed
 from kisfeed import blocking
 from kisfeed.client import core as core_module
+from kisfeed.client.core import Phase
 from kisfeed.errors import BadFrame, Disconnected, NoDaemon, ServerRefused
 from kisfeed.kfp import events
 from kisfeed.kfp.messages import Type
@@ -586,6 +587,40 @@ async def test_trio_closing_ends_the_iteration_of_another_task(
                 await trio.testing.wait_all_tasks_blocked()
                 await kf.aclose()
     assert seen == ["session", "status", "trade", "trade"]
+
+
+@pytest.mark.parametrize("dialling", [False, True])
+async def test_trio_a_client_that_was_closed_while_it_waited_to_dial_stays_closed(
+    dialling: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    daemon = ScriptedDaemon(dying=1)
+    async with in_memory(daemon) as kf:
+        await kf.subscribe(TRADE)
+        opened: list[trio.abc.Stream] = []
+        dial = kf._open
+
+        async def slow() -> trio.abc.Stream:
+            await trio.sleep(1)
+            opened.append(await dial())
+            return opened[-1]
+
+        kf._open = slow
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                async for _ in kf:
+                    pass
+
+            nursery.start_soon(read)
+            await trio.sleep(0.9 if dialling else 0.01)
+            await kf.aclose()
+        assert kf._core.phase is Phase.CLOSED
+        assert kf._link is None
+        assert len(opened) == dialling
+        for stream in opened:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(b"x")
+    assert daemon.connections == 1 + dialling
 
 
 async def test_trio_a_real_socket_serves_as_well(tmp_path: Path) -> None:

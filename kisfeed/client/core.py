@@ -314,7 +314,9 @@ class ClientCore:
     # What the shell reports.
 
     def connected(self, now: float) -> None:
-        """The socket is connected: HELLO goes out."""
+        """The socket is connected: HELLO goes out, unless the caller has left in the meantime."""
+        if self.phase is not Phase.WAITING:
+            return
         self.phase = Phase.GREETING
         self._decoder = codec.Decoder()
         self._outgoing.clear()
@@ -326,7 +328,8 @@ class ClientCore:
 
     def dial_failed(self, why: str, now: float) -> None:
         """Nobody listens there."""
-        self._retry(NoDaemon(why), now)
+        if self.phase is Phase.WAITING:
+            self._retry(NoDaemon(why), now)
 
     def received(self, data: bytes, now: float) -> None:
         """Bytes arrived; ``b""`` means that the daemon closed the connection."""

@@ -357,8 +357,11 @@ class Client:
             )
             self._core.dial_failed(why, blocking.monotonic())
         else:
-            self._socket = link
             self._core.connected(blocking.monotonic())
+            if not self._core.linked:  # closed meanwhile, by a signal handler
+                link.close()
+                return
+            self._socket = link
             self._flush()
 
     def _read(self, link: sockets.socket) -> None:

@@ -304,13 +304,18 @@ class AsyncClient(abc.ABC):
     async def _redial(self) -> None:
         core = self._core
         await self._sleep_until(core.deadline)
+        if core.phase is not Phase.WAITING:  # closed by another task
+            return
         try:
             link = await self._dial()
         except OSError as error:
             core.dial_failed(f"nobody listens there ({error})", self._now())
             return
-        self._link = link
         core.connected(self._now())
+        if not core.linked:
+            await link.close()
+            return
+        self._link = link
         await self._flush()
 
     async def _flush(self) -> None:
