@@ -469,6 +469,24 @@ def test_what_is_wanted_survives_and_what_is_not_does_not() -> None:
     assert body == {"subs": [{"topic": TRADE, "mode": "hz", "hz": 2.0, "prio": 3}]}
 
 
+def test_a_topic_unsubscribed_before_its_answer_is_given_back_unless_it_is_wanted_anew() -> None:
+    daemon = Daemon()
+    daemon.welcome()
+    daemon.core.subscribe(specs([BOOK, TRADE]), 0)
+    daemon.core.unsubscribe([BOOK, TRADE], 0)
+    daemon.core.subscribe(specs([TRADE]), 0)
+    (_, first, _), _, (_, second, _) = daemon.read()
+    items = [daemon.item(BOOK), daemon.item(TRADE)]
+    daemon.say(Type.RES, first, {"items": items, "schemas": {}})
+    daemon.say(Type.RES, second, {"items": items[1:], "schemas": {}})
+    ((kind, _, body),) = daemon.read()
+    assert (kind, body) == (Type.UNSUB, {"sids": [daemon.sids[BOOK]]})
+    assert list(daemon.core.subscriptions()) == [TRADE]
+    daemon.taken()
+    daemon.trade(10, 1000)
+    assert [event.type for event in daemon.taken()] == ["trade"]
+
+
 def test_every_topic_begins_with_a_status_and_recovers_with_one() -> None:
     daemon = Daemon()
     daemon.welcome()

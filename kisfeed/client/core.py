@@ -613,7 +613,7 @@ class ClientCore:
     def _on_message(self, kind: int, message: list[Any], now: float) -> None:
         if kind == Type.RES:
             number, body = _elements(message, int, dict)
-            self._on_answer(number, body)
+            self._on_answer(number, body, now)
         elif kind == Type.ERR:
             number, code, fatal, text = _elements(message, (int, type(None)), str, bool, str)
             detail = message[5] if len(message) > 5 and isinstance(message[5], dict) else None
@@ -715,13 +715,13 @@ class ClientCore:
             )
         )
 
-    def _on_answer(self, number: int, body: dict[str, Any]) -> None:
+    def _on_answer(self, number: int, body: dict[str, Any], now: float) -> None:
         request = self._requests.pop(number, None)
         if request is None:
             return
         self._learn_schemas(body)
         if request.kind is Type.SUB:
-            self._on_subscribed(request, body)
+            self._on_subscribed(request, body, now)
         elif request.kind is Type.GET:
             self._on_get(number, request, body)
         elif request.kind is Type.SET:
@@ -753,12 +753,15 @@ class ClientCore:
         request.result = self._maker(request.topics[0], item["schema"], item["scale"])
         self._requests[number] = request
 
-    def _on_subscribed(self, request: Request, body: dict[str, Any]) -> None:
+    def _on_subscribed(self, request: Request, body: dict[str, Any], now: float) -> None:
         refusal: ServerRefused | None = None
+        unwanted: list[int] = []
         for item in _items(body):
             topic, sid, code, text = item["topic"], item["sid"], item["code"], item["text"]
             wanted = self._wanted.get(topic)
             if wanted is None:
+                if sid is not None:
+                    unwanted.append(sid)
                 continue
             if sid is None and topic in request.topics:
                 del self._wanted[topic]
@@ -776,6 +779,9 @@ class ClientCore:
             self.events.append(
                 events.Status(topic, sid or 0, wanted.stream, wanted.data, code, since, text)
             )
+        if unwanted:
+            # Unsubscribed before there was a sid to say it with.
+            self._send(Request(Type.UNSUB, now + REQUEST_S), {"sids": unwanted})
         request.finish(error=refusal)
 
     def _on_error(self, number: int | None, refusal: ServerRefused, now: float) -> None:
