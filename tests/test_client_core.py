@@ -822,6 +822,26 @@ def test_a_call_is_answered_refused_or_too_late() -> None:
     assert daemon.linked()
 
 
+def test_a_call_is_too_late_though_ticks_never_stop_but_not_before_a_backlog_was_read() -> None:
+    daemon = subscribed(TRADE)
+    answered = daemon.core.call("status", {}, daemon.now)
+    ((_, number, _),) = daemon.read()
+    never = daemon.core.call("never", {}, daemon.now)
+    young = daemon.core.call("never", {}, REQUEST_S * 2)
+    daemon.now = REQUEST_S * 2  # the caller was busy for so long
+    for _ in range(20):
+        daemon.trade(10, 1000)
+    daemon.say(Type.RES, number, {"result": 1})
+    assert answered.outcome() == 1
+    while not never.done:
+        assert daemon.now < REQUEST_S * 2 + 2
+        daemon.now += 0.05
+        daemon.trade(10, 1000)
+    with pytest.raises(ServerRefused, match="timeout"):
+        never.outcome()
+    assert not young.done
+
+
 def test_a_call_cut_off_is_never_sent_again() -> None:
     daemon = subscribed(TRADE)
     request = daemon.core.call("order.place", {}, 0)

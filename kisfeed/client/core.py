@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SILENCE_S: Final = 15.0  # without any frame for so long the daemon is dead (it beats every 5 s)
 GREETING_S: Final = 5.0  # a daemon answers HELLO within this
 REQUEST_S: Final = 30.0  # any request is answered within this
+BACKLOG_S: Final = 1.0  # a caller that was busy has by then read what had come, an answer perhaps
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 5.0
 # Venues whose trading day is not Seoul's date; between two such days lies more than an hour.
@@ -157,6 +158,7 @@ class Request:
     error: KisfeedError | None = None
     sid: int | None = None  # GET: the image that is still to come
     question: bool = False
+    overdue: bool = False
 
     def outcome(self) -> Any:
         """The answer.
@@ -269,6 +271,7 @@ class ClientCore:
         self._retry_at = -math.inf
         self._ready_at = 0.0
         self._heard_at = 0.0
+        self._answers_by = math.inf  # no request that is out has an earlier deadline
         self._leave_at = math.inf
         self._heard_ts = 0
         self._epoch = 0
@@ -348,6 +351,8 @@ class ClientCore:
                 self._on_message(kind, message, now)
                 if self.phase not in _LINKED:
                     return
+            if now >= self._answers_by:
+                self._look_for_overdue(now)
             self._send_questions(now)
         except BadFrame as error:
             self._drop(str(error), now, error)
@@ -372,11 +377,9 @@ class ClientCore:
         elif now >= self._leave_at:
             self._drop(Phrase("the daemon goes away"), now)
         else:
-            late = [number for number, r in self._requests.items() if now >= r.deadline]
-            for number in late:
-                request = self._requests.pop(number)
-                refusal = ServerRefused(ErrorCode.TIMEOUT, f"no answer within {REQUEST_S:g} s")
-                request.finish(error=refusal)
+            for number, request in list(self._requests.items()):
+                if now >= request.deadline:
+                    self._too_late(number)
             self._send_questions(now)
 
     # What the caller wants.
@@ -468,7 +471,23 @@ class ClientCore:
         self._outgoing.append(codec.frame(request.kind, number, *body))
         self._next_id += 1
         self._requests[number] = request
+        self._answers_by = min(self._answers_by, request.deadline)
         return request
+
+    def _look_for_overdue(self, now: float) -> None:
+        """End what was not answered in time though there is always something to read."""
+        for number, request in list(self._requests.items()):
+            if now < request.deadline:
+                continue
+            if request.overdue:
+                self._too_late(number)
+            else:
+                request.overdue, request.deadline = True, now + BACKLOG_S
+        self._answers_by = min((r.deadline for r in self._requests.values()), default=math.inf)
+
+    def _too_late(self, number: int) -> None:
+        refusal = ServerRefused(ErrorCode.TIMEOUT, f"no answer within {REQUEST_S:g} s")
+        self._requests.pop(number).finish(error=refusal)
 
     def _send_questions(self, now: float) -> None:
         if not self._questions or self.phase is not Phase.READY:
