@@ -532,6 +532,42 @@ def test_a_topic_refused_after_a_reconnect_is_told_and_asked_for_again() -> None
         assert (status.topic, status.stream, status.code) == (TRADE, 4, "over_limit")
 
 
+def test_what_was_refused_is_not_asked_for_again_after_a_reconnect() -> None:
+    daemon = subscribed(TRADE, BOOK)
+    asked = [
+        daemon.core.retune(TRADE, daemon.now, prio=7),
+        daemon.core.subscribe(specs([BOOK], mode="latest"), daemon.now),
+        daemon.core.retune(TRADE, daemon.now, hz=3),
+    ]
+    set_, sub, another = daemon.read()
+    for number in (set_[1], sub[1]):
+        daemon.say(Type.ERR, number, "bad_request", False, "not today", {})
+    daemon.say(Type.RES, another[1], {"sid": daemon.sids[TRADE], "sseq": 0})
+    assert [request.error is None for request in asked] == [False, False, True]
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    ((_, _, body),) = daemon.read()
+    assert body == {"subs": [{"topic": TRADE, "mode": "hz", "hz": 3}, {"topic": BOOK}]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prio": 10}, {"prio": -1}, {"prio": True}, {"prio": 1.0},
+        {"hz": -1}, {"hz": math.nan}, {"hz": 1001}, {"hz": "3"}, {"mode": "hz"},
+    ],
+)  # fmt: skip
+def test_a_value_that_no_daemon_takes_is_never_asked_for(wrong: dict[str, Any]) -> None:
+    daemon = subscribed(TRADE)
+    with pytest.raises(ValueError, match="is a"):
+        specs([BOOK], **wrong)
+    with pytest.raises(ValueError, match="is a"):
+        daemon.core.retune(TRADE, daemon.now, **wrong)
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    assert daemon.read()[0][2] == {"subs": [{"topic": TRADE}]}
+
+
 def test_all_topics_refused_at_once_after_a_reconnect_are_told() -> None:
     daemon = subscribed(TRADE, BOOK)
     daemon.core.received(b"", daemon.now)

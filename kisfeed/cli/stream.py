@@ -43,7 +43,7 @@ def line(event: Event) -> str:
 @click.option(
     "--hz",
     cls=Option,
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1000),
     metavar="N",
     help=N_("At most N rows a second a topic."),
 )

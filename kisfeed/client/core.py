@@ -16,7 +16,18 @@ import attrs
 
 from kisfeed.errors import BadFrame, Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.kfp import codec, events
-from kisfeed.kfp.messages import PROTO, Code, Data, ErrorCode, Mode, Source, Stream, Type
+from kisfeed.kfp.messages import (
+    MAX_HZ,
+    MAX_PRIO,
+    PROTO,
+    Code,
+    Data,
+    ErrorCode,
+    Mode,
+    Source,
+    Stream,
+    Type,
+)
 from kisfeed.seoul import day_number
 from kisfeed.texts import Phrase
 
@@ -116,12 +127,30 @@ def specs(
     """One :class:`Spec` a topic; an ``hz`` alone means mode ``hz``.
 
     Raises:
-        ValueError: there is no such mode, or no topic.
+        ValueError: there is no such mode, hz or prio, or no topic.
     """
     if not topics:
         raise ValueError("subscribe to at least one topic")
     how = Mode.HZ if hz and mode == Mode.ALL else Mode(mode)
-    return [Spec(topic, how, hz, prio, passive, image, poll, after) for topic in topics]
+    return [_sound(Spec(topic, how, hz, prio, passive, image, poll, after)) for topic in topics]
+
+
+def _sound(spec: Spec) -> Spec:
+    """*spec* itself: the daemon refuses all topics of a SUB for one wrong value.
+
+    Raises:
+        ValueError: it holds one.
+    """
+    hz: object = spec.hz
+    if (
+        isinstance(hz, bool)
+        or not isinstance(hz, int | float)
+        or not (0 < hz <= MAX_HZ or (hz == 0 and spec.mode is not Mode.HZ))
+    ):
+        raise ValueError(f"hz is a number above 0 and at most {MAX_HZ:g}")
+    if type(spec.prio) is not int or not 0 <= spec.prio <= MAX_PRIO:
+        raise ValueError(f"prio is an integer from 0 to {MAX_PRIO}")
+    return spec
 
 
 @attrs.frozen
@@ -159,6 +188,7 @@ class Request:
     sid: int | None = None  # GET: the image that is still to come
     question: bool = False
     overdue: bool = False
+    changes: list[tuple[Spec, Spec]] = attrs.field(factory=list)  # SUB, SET: from what to what
 
     def outcome(self) -> Any:
         """The answer.
@@ -389,12 +419,13 @@ class ClientCore:
 
         Done at once while there is no connection: what is refused later is told by a Status.
         """
+        request = Request(Type.SUB, now + REQUEST_S, tuple(spec.topic for spec in wanted))
         for spec in wanted:
             known = self._wanted.setdefault(spec.topic, _Wanted(spec))
+            request.changes.append((known.spec, spec))
             known.spec = spec
             if spec.after is not None:
                 known.nseq = spec.after
-        request = Request(Type.SUB, now + REQUEST_S, tuple(spec.topic for spec in wanted))
         return self._ask_if_ready(request, {"subs": [spec.to_map() for spec in wanted]})
 
     def unsubscribe(self, topics: Sequence[str], now: float) -> Request:
@@ -425,7 +456,7 @@ class ClientCore:
 
         Raises:
             KeyError: it is not subscribed.
-            ValueError: there is no such mode.
+            ValueError: there is no such mode, hz or prio.
         """
         wanted = self._wanted[topic]
         changes: dict[str, Any] = {}
@@ -435,8 +466,10 @@ class ClientCore:
             changes["hz"] = hz
         if prio is not None:
             changes["prio"] = prio
-        wanted.spec = attrs.evolve(wanted.spec, **changes)
         request = Request(Type.SET, now + REQUEST_S, (topic,))
+        spec = _sound(attrs.evolve(wanted.spec, **changes))
+        request.changes.append((wanted.spec, spec))
+        wanted.spec = spec
         if wanted.sid is None:
             request.finish()
             return request
@@ -809,11 +842,21 @@ class ClientCore:
         if request is not None and request.kind is not Type.HELLO:
             if request.kind is Type.SUB:
                 self._on_sub_refused(request, refusal)
+            self._take_back(request)
             request.finish(error=refusal)
         if fatal and code in _HOPELESS:
             self._fail(refusal)
         elif fatal or (request is not None and request.kind is Type.HELLO):
             self._drop(f"the daemon closed the connection ({refusal})", now, refusal)
+
+    def _take_back(self, request: Request) -> None:
+        """What was refused is not asked for again behind a reconnect; what came later is."""
+        for old, new in request.changes:
+            wanted = self._wanted.get(new.topic)
+            if wanted is not None:
+                before, refused, now = (attrs.asdict(spec) for spec in (old, new, wanted.spec))
+                same = {name: value for name, value in before.items() if now[name] == refused[name]}
+                wanted.spec = attrs.evolve(wanted.spec, **same)
 
     def _on_sub_refused(self, request: Request, refusal: ServerRefused) -> None:
         """SUB was refused as a whole: forget what was asked for, keep what is taken up again."""

@@ -125,7 +125,7 @@ class AsyncClient(abc.ABC):
         Raises:
             ServerRefused: a topic was refused (``unknown_topic``, ``over_limit`` ...); the others
                 are subscribed.
-            ValueError: no such mode, or no topic.
+            ValueError: no such mode, hz or prio, or no topic.
         """
         wanted = specs(
             topics,

@@ -25,7 +25,18 @@ from kisfeed.gateway.calls import error
 from kisfeed.gateway.fanout import Link
 from kisfeed.gateway.listener import peer_of
 from kisfeed.kfp import codec
-from kisfeed.kfp.messages import MAX_FRAME, PROTO, Code, Data, ErrorCode, Mode, Stream, Type
+from kisfeed.kfp.messages import (
+    MAX_FRAME,
+    MAX_HZ,
+    MAX_PRIO,
+    PROTO,
+    Code,
+    Data,
+    ErrorCode,
+    Mode,
+    Stream,
+    Type,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -42,7 +53,6 @@ _ACCEPT_AGAIN_S: Final = 0.1
 _FLUSH_S: Final = 1.0  # for the last words to a client
 _MAX_NAME: Final = 128
 _MAX_TOPIC: Final = 128
-_MAX_HZ: Final = 1_000.0
 
 
 class Door(Protocol):
@@ -632,15 +642,15 @@ def _hz(item: dict[Any, Any], *, needed: bool) -> float | None:
     hz = item.get("hz")
     if hz is None and not needed:
         return None
-    if isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz <= _MAX_HZ:
-        raise _BadRequest(f"hz is a number above 0 and at most {_MAX_HZ:g}")
+    if isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz <= MAX_HZ:
+        raise _BadRequest(f"hz is a number above 0 and at most {MAX_HZ:g}")
     return float(hz)
 
 
 def _prio(item: dict[Any, Any]) -> int | None:
     prio = item.get("prio")
-    if prio is not None and (type(prio) is not int or not 0 <= prio <= 9):
-        raise _BadRequest("prio is an integer from 0 to 9")
+    if prio is not None and (type(prio) is not int or not 0 <= prio <= MAX_PRIO):
+        raise _BadRequest(f"prio is an integer from 0 to {MAX_PRIO}")
     return prio
 
 

@@ -72,6 +72,10 @@ class Mode(enum.StrEnum):
     TRADE_SAFE = "trade_safe"
 
 
+MAX_HZ: Final = 1_000.0  # of mode hz
+MAX_PRIO: Final = 9
+
+
 class Code(enum.StrEnum):
     """Why a stream, sid or session is what it is. Machines act on these."""
 
