@@ -934,6 +934,49 @@ def test_of_a_past_day_nothing_is_kept_in_memory() -> None:
     assert not any(left)
     assert not orders._owners
     assert orders.next_read() == float("inf")
+    assert list(orders._past), "the clock may be wrong"
+    orders.forget(at(2 * 86_400))
+    assert not orders._past
+
+
+@pytest.mark.parametrize("ahead", [86_400, 400 * 86_400])
+def test_a_clock_that_was_a_day_ahead_for_a_while_lets_no_id_go_out_twice(ahead: int) -> None:
+    orders = book(attrs.evolve(CAPS, max_day_orders=1))
+    accepted(orders, ask("a"), 0, "100")
+    orders.rows(DAY, [row("100", open=0, filled=10, avg_price="70000")], at(1))
+    orders.take_changed()
+    orders.take_records()
+    orders.forget(Instant(2, at(ahead).wall_ns))
+    assert orders.orders == {}
+    assert orders.known(ask("a"), Instant(3, at(ahead).wall_ns)) is None, "that day's is another"
+    orders.take_records()
+    for wanted, day_full in ((ask("a"), False), (ask("b"), True)):
+        for method in (orders.preview, orders.place):
+            if day_full:
+                with pytest.raises(OrderRefused):
+                    method(wanted, at(4), OPEN)
+            else:
+                assert method(wanted, at(4), OPEN).order_no == "100"
+    assert orders.take(at(4), halted=False) is None
+    owner = orders.owner(DAY, "100")
+    assert owner is not None
+    assert owner.filled_qty == 10
+    again = book()
+    again.replay(orders.take_records(), at(5))
+    assert again.find("a", "bot") == owner, "it is in the journal again"
+
+
+def test_what_is_open_is_found_again_when_the_clock_was_put_back() -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    amended(orders, "a", 1, "101")
+    orders.take_changed()
+    orders.forget(Instant(2, at(86_400).wall_ns))
+    orders.forget(at(3))
+    assert orders.find("a", "bot").live_number == "101"
+    owner = orders.owner(DAY, "101")
+    assert owner is not None
+    assert owner.id == "a"
 
 
 def test_a_replay_of_any_prefix_doubts_what_was_about_to_be_sent() -> None:

@@ -37,6 +37,7 @@ _LATER_NS: Final = 60 * 10**9  # ORD_TMD this long after the last moment to send
 _POLLS_S: Final = (1.0, 2.0, 3.0)  # after an order came into doubt; the last one repeats
 _SLOW_POLL_S: Final = 60.0  # what a person has to decide is looked at this often
 _CANCELLED_NS: Final = 10 * 10**9  # the list may show an order as open this long after its end
+_PAST_S: Final = 86_400.0  # a wall clock that was wrong is put right within this
 _MAX_PREVIEWS: Final = 1_000
 _MAX_ID: Final = 64
 _NOT_COUNTED: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT, OrderState.PREVIEWED})
@@ -113,6 +114,8 @@ class Book:
         self._ttl_s = ttl_s
         self.orders: dict[Key, Order] = {}
         self.outlived = False
+        # What was forgotten, and when: the clock that said it was of a past day may be put back.
+        self._past: dict[Key, tuple[Order, float]] = {}
         self._previews: dict[Key, _Preview] = {}
         self._queue: list[tuple[bool, int, int, Key]] = []
         self._deadlines: dict[Key, float] = {}
@@ -151,6 +154,7 @@ class Book:
         Raises:
             OrderRefused: the id belongs to another order (``id_used``).
         """
+        self._recall(at)
         order = self.orders.get(_key(ask, at))
         if order is not None and not _same(ask, order):
             raise refusal(
@@ -783,17 +787,22 @@ class Book:
             ValueError, KeyError, TypeError: a record of another program.
         """
         self.orders.update(journaled(records))
-        for order in self.orders.values():
-            if order.order_no:
-                self._owners.setdefault((order.day, order.order_no), order.key)
+        self._own()
         for order in list(self.orders.values()):
-            for number in order.numbers:
-                self._owners[order.day, number] = order.key
             if order.state is OrderState.SENDING:
                 self._end(order.key, OrderState.UNKNOWN, "unknown", Phrase("the process ended"), at)
             if self.orders[order.key].state in DOUBTFUL:
                 self._doubted_at[order.key] = at.now
                 self._due[order.key] = at.now
+
+    def _own(self) -> None:
+        """Give the orders their numbers."""
+        for order in self.orders.values():
+            if order.order_no:
+                self._owners.setdefault((order.day, order.order_no), order.key)
+        for order in self.orders.values():
+            for number in order.numbers:
+                self._owners[order.day, number] = order.key
 
     def needed(self) -> list[dict[str, Any]]:
         """All that a journal has to hold: the orders that were sent, as they are now."""
@@ -801,6 +810,7 @@ class Book:
 
     def forget(self, at: Instant) -> None:
         """Drop from memory what neither today nor a doubt needs."""
+        self._recall(at)
         today = day_of(at.wall_ns)
         changing = [o.target_key for o in self.orders.values() if o.state in _WAITING]
         for key in [k for k, o in self.orders.items() if o.day < today]:
@@ -812,6 +822,7 @@ class Book:
             if order.sent_ts:
                 self.outlived = True
                 self._records.append(_record(order))  # fills as well, which nobody wrote down
+                self._past[key] = (order, at.now)
             del self.orders[key]
             for memory in (self._deadlines, self._due, self._reads, self._doubted_at):
                 memory.pop(key, None)
@@ -822,6 +833,18 @@ class Book:
         self._hints = {k: v for k, v in self._hints.items() if k[0] in days}
         self._heard = {k: v for k, v in self._heard.items() if k[0] in days}
         self._owners = {k: v for k, v in self._owners.items() if v in self.orders}
+
+    def _recall(self, at: Instant) -> None:
+        """Take up again what was forgotten and is of today: the clock was put back."""
+        today = day_of(at.wall_ns)
+        self._past = {k: v for k, v in self._past.items() if at.now - v[1] < _PAST_S}
+        back = [key for key in self._past if key[1] >= today]
+        for key in back:
+            order, _ = self._past.pop(key)
+            if self.orders.setdefault(key, order) is order:
+                self._records.append(_record(order))  # it may have left the journal
+        if back:
+            self._own()
 
     # Small parts.
 
