@@ -376,6 +376,39 @@ def test_asyncio_what_is_left_of_a_cancelled_send_never_goes_out(tmp_path: Path)
     assert asyncio.run(main()) < LARGE
 
 
+def test_asyncio_a_daemon_that_takes_nothing_more_is_left_for_the_next(tmp_path: Path) -> None:
+    async def main() -> None:
+        frozen: list[asyncio.StreamWriter] = []
+        daemon = ScriptedDaemon()
+
+        async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            conversation = daemon.accept()
+            writer.write(conversation.answer(await reader.read(65_536)))
+            if not frozen:
+                reader._transport.pause_reading()  # type: ignore[attr-defined]
+                frozen.append(writer)
+                return
+            while data := await reader.read(65_536):
+                writer.write(conversation.answer(data))
+            writer.close()
+
+        server = await asyncio.start_unix_server(converse, tmp_path / "s")
+        async with server, kisfeed.aio.connect(socket=tmp_path / "s") as kf:
+            order = asyncio.create_task(kf.call("order.place", reason="x" * LARGE))
+            await asyncio.sleep(0.05)
+            kf._core.lost("nothing from the daemon", kf._now())
+            async with asyncio.timeout(5):
+                while kf._core.phase is not Phase.READY:
+                    await anext(kf)
+                with pytest.raises(Disconnected):
+                    await order
+                assert await kf.status() == {"instance": "fake"}
+        frozen[0].close()
+        assert daemon.connections == 2
+
+    asyncio.run(main())
+
+
 def test_asyncio_nobody_there_is_no_daemon(tmp_path: Path) -> None:
     async def main() -> None:
         async with kisfeed.aio.connect(socket=tmp_path / "nobody"):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 _READ: Final = 65_536
+_CLOSE_S: Final = 1.0
 
 
 @asynccontextmanager
@@ -116,5 +117,8 @@ class _StreamLink:
 
     async def close(self) -> None:
         self._writer.close()
+        # What was sent goes out first, an order perhaps; a daemon that is stuck takes nothing.
         with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+            async with asyncio.timeout(_CLOSE_S):
+                await self._writer.wait_closed()
+        self._writer.transport.abort()
