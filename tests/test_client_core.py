@@ -550,6 +550,19 @@ def test_what_was_refused_is_not_asked_for_again_after_a_reconnect() -> None:
     assert body == {"subs": [{"topic": TRADE, "mode": "hz", "hz": 3}, {"topic": BOOK}]}
 
 
+def test_a_topic_whose_new_options_were_not_understood_goes_on_with_the_old_ones() -> None:
+    daemon = subscribed(TRADE)
+    request = daemon.core.subscribe([Spec(TRADE, after=-1, prio=3), Spec(BOOK)], daemon.now)
+    ((_, number, _),) = daemon.read()
+    refused = {**daemon.item(TRADE), "sid": None, "code": "bad_request", "text": "not this way"}
+    daemon.say(Type.RES, number, {"items": [refused, daemon.item(BOOK)], "schemas": {}})
+    with pytest.raises(ServerRefused, match="not this way"):
+        request.outcome()
+    daemon.core.received(b"", daemon.now)
+    daemon.welcome()
+    assert daemon.read()[0][2] == {"subs": [{"topic": TRADE}, {"topic": BOOK}]}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -505,6 +505,34 @@ async def test_topics_over_the_limit_are_refused_one_by_one(autojump_clock: Mock
         assert (await client.sub("trade.d"))[0]["code"] == "pending"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "some"},
+        {"mode": "hz"},
+        {"mode": "hz", "hz": 0},
+        {"mode": "hz", "hz": float("nan")},
+        {"prio": 10},
+        {"passive": 1},
+        {"after": "x"},
+    ],
+)
+async def test_a_topic_with_an_option_that_cannot_be_is_refused_alone(
+    wrong: dict[str, object], autojump_clock: MockClock
+) -> None:
+    async with serving(FakeDoor()) as listener:
+        client = listener.connect()
+        await client.hello()
+        subs = [{"topic": "trade.a"}, {"topic": "trade.b", **wrong}, {"topic": "trade.c"}]
+        _, _, body = await client.ask(2, 2, {"subs": subs})
+        told = [(item["topic"], item["sid"] is None, item["code"]) for item in body["items"]]
+        assert told == [
+            ("trade.a", False, "pending"),
+            ("trade.b", True, "bad_request"),
+            ("trade.c", False, "pending"),
+        ]
+
+
 async def test_unsub_ends_and_set_restarts_the_baseline(autojump_clock: MockClock) -> None:
     door = FakeDoor()
     async with serving(door) as listener:
@@ -563,13 +591,6 @@ async def test_get_gives_the_last_value_and_no_interest(autojump_clock: MockCloc
         (2, 2, {"subs": [7]}),
         (2, 2, {"subs": [{"topic": 7}]}),
         (2, 2, {"subs": [{"topic": "x" * 200}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "mode": "some"}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "mode": "hz"}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "mode": "hz", "hz": 0}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "mode": "hz", "hz": float("nan")}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "prio": 10}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "passive": 1}]}),
-        (2, 2, {"subs": [{"topic": "trade.a", "after": "x"}]}),
         (3, 2, {"sids": [True]}),
         (3, 2, {}),
         (4, 2, {}),

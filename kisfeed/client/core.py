@@ -136,7 +136,7 @@ def specs(
 
 
 def _sound(spec: Spec) -> Spec:
-    """*spec* itself: the daemon refuses all topics of a SUB for one wrong value.
+    """*spec* itself, with no value that every daemon refuses (some the whole SUB for one of them).
 
     Raises:
         ValueError: it holds one.
@@ -816,7 +816,11 @@ class ClientCore:
                     unwanted.append(sid)
                 continue
             if sid is None and topic in request.topics:
-                del self._wanted[topic]
+                if code == ErrorCode.BAD_REQUEST and wanted.sid is not None:
+                    # As nothing was understood, the topic goes on as before.
+                    self._take_back([c for c in request.changes if c[1].topic == topic])
+                else:
+                    del self._wanted[topic]
                 refusal = refusal or ServerRefused(code, f"{topic}: {text or code}")
                 continue
             wanted.stream, wanted.data, wanted.code = item["stream"], item["data"], code
@@ -842,16 +846,16 @@ class ClientCore:
         if request is not None and request.kind is not Type.HELLO:
             if request.kind is Type.SUB:
                 self._on_sub_refused(request, refusal)
-            self._take_back(request)
+            self._take_back(request.changes)
             request.finish(error=refusal)
         if fatal and code in _HOPELESS:
             self._fail(refusal)
         elif fatal or (request is not None and request.kind is Type.HELLO):
             self._drop(f"the daemon closed the connection ({refusal})", now, refusal)
 
-    def _take_back(self, request: Request) -> None:
+    def _take_back(self, changes: Sequence[tuple[Spec, Spec]]) -> None:
         """What was refused is not asked for again behind a reconnect; what came later is."""
-        for old, new in request.changes:
+        for old, new in changes:
             wanted = self._wanted.get(new.topic)
             if wanted is not None:
                 before, refused, now = (attrs.asdict(spec) for spec in (old, new, wanted.spec))

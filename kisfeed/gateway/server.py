@@ -466,26 +466,25 @@ class _Client:
         if len(asked) > self._settings.max_subs:
             text = f"at most {self._settings.max_subs} topics for one client"
             raise _BadRequest(text, ErrorCode.OVER_LIMIT)
-        specs = [_spec(item) for item in asked]
         names = {stream.topic.name for stream in subscriber.streams.values()}
-        granted: list[bool] = []
-        for spec in specs:
-            fits = spec.topic in names or len(names) < self._settings.max_subs
-            if fits:
-                names.add(spec.topic)
-            granted.append(fits)
+        specs: list[SubSpec] = []
+        refused: list[SubResult | None] = []  # None where there is a spec
+        for item in asked:
+            spec = _spec_or_refusal(item)
+            if isinstance(spec, SubSpec):
+                if spec.topic in names or len(names) < self._settings.max_subs:
+                    names.add(spec.topic)
+                    specs.append(spec)
+                    refused.append(None)
+                    continue
+                spec = _over_limit(spec, self._settings.max_subs)
+            refused.append(spec)
 
         def reply(results: list[SubResult]) -> bytes:
             found = iter(results)
-            items = [
-                next(found) if fits else _over_limit(spec, self._settings.max_subs)
-                for spec, fits in zip(specs, granted, strict=True)
-            ]
-            return self._items(number, items)
+            return self._items(number, [refusal or next(found) for refusal in refused])
 
-        self._door.subscribe(
-            subscriber, [spec for spec, fits in zip(specs, granted, strict=True) if fits], reply
-        )
+        self._door.subscribe(subscriber, specs, reply)
         self._door.kick()
 
     def _items(self, number: int, items: Sequence[SubResult], **more: object) -> bytes:
@@ -603,9 +602,18 @@ def _over_limit(spec: SubSpec, most: int) -> SubResult:
 # What a request may hold; every other key is ignored.
 
 
-def _spec(item: object) -> SubSpec:
+def _spec_or_refusal(item: object) -> SubSpec | SubResult:
+    """The refusal is of one topic; what names none is no SUB at all."""
     if not isinstance(item, dict):
         raise _BadRequest("a sub is a map")
+    topic = _topic(item)
+    try:
+        return _spec(item)
+    except _BadRequest as exc:
+        return SubResult(topic, None, code=ErrorCode.BAD_REQUEST, text=str(exc))
+
+
+def _spec(item: dict[Any, Any]) -> SubSpec:
     mode = _mode(item) or Mode.ALL
     after = item.get("after")
     if after is not None and type(after) is not int:
