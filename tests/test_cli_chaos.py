@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import attrs
@@ -9,7 +11,7 @@ import pytest
 
 from kisfeed.chaos import campaign
 from kisfeed.chaos.findings import Finding
-from kisfeed.cli import failures, run
+from kisfeed.cli import chaos, failures, run
 from kisfeed.cli.chaos import FOUND
 
 if TYPE_CHECKING:
@@ -57,6 +59,35 @@ def test_a_violation_is_told_when_it_is_found_and_kept(
     assert "seed 0: I1: 4 connects in 60 s" in told.err
     (kept,) = tmp_path.iterdir()
     assert f"kisfeed chaos replay {kept} --trace" in told.out
+
+
+def test_sigterm_is_a_ctrl_c(
+    verdict: campaign.Verdict,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def seeds(_seeds: Sequence[int], _jobs: int) -> Iterator[campaign.Verdict]:
+        yield verdict
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield verdict
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(campaign, "run_seeds", seeds)
+    assert run(["chaos", "--seeds", "9"]) == failures.INTERRUPTED
+    assert "1 storms" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_without_a_terminal_a_line_says_how_far_it_is(
+    verdict: campaign.Verdict,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(chaos, "_SAY_S", -1.0)
+    stopped_after(monkeypatch, verdict, verdict)
+    run(["chaos", "--seeds", "9"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "violations" in line]
+    assert said == ["1 storms, 0 with violations", "2 storms, 0 with violations"]
 
 
 def test_one_stopped_before_its_first_storm_ended_has_nothing_to_report(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from kisfeed.cli.i18n import N_, _, said
 from kisfeed.cli.options import Command, Group, Option, common
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from rich.console import Console
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 FOUND = 3  # a check found something
 _ENDLESS = 1_000_000_000
+_SAY_S = 60.0
 
 
 @click.group(
@@ -111,8 +114,9 @@ def command(
 
     report, stopped = Report(), False
     try:
-        for verdict in _watched(run_seeds(numbers, jobs), len(numbers), minutes):
-            report.add(verdict)
+        with _ended_by_sigterm():
+            for verdict in _watched(run_seeds(numbers, jobs), len(numbers), minutes):
+                report.add(verdict)
     except KeyboardInterrupt:
         if not report.runs:
             raise
@@ -179,13 +183,28 @@ def _bar(console: Console) -> Any:
     )
 
 
+@contextmanager
+def _ended_by_sigterm() -> Generator[None]:
+    """Let SIGTERM be a Ctrl-C: what was played is reported, and no process is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> Iterator[Verdict]:
-    """The same, with a bar and each violation on stderr, until the time is up."""
+    """The same, with a bar and each violation on stderr, until the time is up.
+
+    Where there is no terminal for a bar, a line a minute says how far it is.
+    """
     from rich.console import Console
 
     from kisfeed.seams import SystemClock
 
-    ends = None if minutes is None else SystemClock().boot() + minutes * 60
+    boot = SystemClock().boot
+    ends = None if minutes is None else boot() + minutes * 60
+    says_at = boot() + _SAY_S
     broken = 0
     with _bar(Console(stderr=True)) as progress:
         task = progress.add_task(_("storms"), total=None if total == _ENDLESS else total)
@@ -197,7 +216,12 @@ def _watched(verdicts: Iterable[Verdict], total: int, minutes: float | None) -> 
                 text = _("storms, {bad} with violations").format(bad=broken)
                 progress.update(task, description=f"[red]{text}[/]")
             progress.advance(task)
-            if ends is not None and SystemClock().boot() > ends:
+            if boot() > says_at and not progress.console.is_terminal:
+                says_at = boot() + _SAY_S
+                played = int(progress.tasks[task].completed)
+                text = _("{count} storms, {bad} with violations").format(count=played, bad=broken)
+                progress.console.print(text, highlight=False)
+            if ends is not None and boot() > ends:
                 return
 
 
