@@ -79,6 +79,15 @@ def test_what_kis_refused_for_good_is_not_polled() -> None:
     assert wants(bench) == []
 
 
+def test_a_price_that_comes_late_does_not_open_what_kis_refused_for_good() -> None:
+    bench = Bench()
+    bench.answers[KEY] = "OPSP8992"
+    program = bench.subscribe(TRADE)
+    bench.take(program)
+    bench.engine.prices.polled({KEY: price("005930", ts=bench.rts)}, [], bench.at())
+    assert bench.take(program) == []
+
+
 def test_a_polled_price_stands_in_for_the_stream_and_is_told_once() -> None:
     bench = crowded()
     waiting = bench.subscribe(OTHER)

@@ -31,7 +31,7 @@ from kisfeed.core.registrations import (
     Subscribe,
     Unsubscribe,
 )
-from kisfeed.kis.codes import Meaning
+from kisfeed.kis.codes import SUBSCRIBED, Meaning
 from kisfeed.limits import Window
 
 if TYPE_CHECKING:
@@ -1045,6 +1045,17 @@ def test_one_whose_data_are_not_overdue_keeps_its_slot_whatever_is_said_of_room(
     world.do(world.regs.probe(world.now, (key(1),)))
     world.run(60.0)
     assert world.held == [key(1), key(2)]
+
+
+def test_what_kis_takes_anew_is_told_though_an_earlier_answer_was_lost() -> None:
+    world = World().want(key(1))
+    world.faults = [(Fault.LOST, Meaning.HELD)] * 2
+    world.up().run(0.5)
+    world.do(world.regs.data(key(1), world.now))
+    assert world.held == [key(1)]
+    world.do(world.regs.probe(world.now))
+    outputs = world.regs.ack(key(1), Meaning.HELD, SUBSCRIBED, world.now)
+    assert ProbePassed(key(1), True) in outputs
 
 
 def test_of_several_the_one_that_was_asked_for_longest_ago_is_asked_for() -> None:

@@ -436,11 +436,12 @@ def _over_cap(seen: Seen, _: Limits) -> Finding:
     run = seen.run
     most = max((_refusals_told(line) for line in seen.lines), default=0)
     # Every time that the cap falls, or that KIS forgets one and lets another take its place, one
-    # request is refused; a NACK may say it out of turn.
+    # request is refused; a NACK may say it out of turn, and an ACK of another key's.
     falls = sum(s.kind == "kis.cap" for s in run.case.steps)
     falls += len(run.exchange.times(Happening.FORGOTTEN))
     untrue = ("kis.nack", "kis.stray_ack")
     nacks = sum(s.count for s in run.case.steps if s.kind in untrue and s.code == "OPSP0008")
+    nacks += sum(s.count for s in run.case.steps if s.kind == "kis.ack_wrong_key")
     bound = 3 + 2 * falls + nacks
     return Finding(
         {Phrase("refused in a session"): most if not nacks else 0},

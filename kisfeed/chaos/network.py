@@ -167,7 +167,7 @@ class Wire:
         number: counts the wires of the route, from 1; dial: and its dials.
         opened_at: when the dialler's connect returned.
         down_at: when the dialler's end was closed or broken; infinite while it stands.
-        closed_by_dialler: its end was closed before anything broke it.
+        closed_by_dialler: its end was closed before anything broke it or the other one closed.
         received: what the dialler's program has read, and when.
         sent: what it wrote, and when.
     """
@@ -286,7 +286,8 @@ class Stream(DirectStream, trio.abc.HalfCloseableStream):
         if not self.closed:
             self.closed = True
             if self._near:
-                self._wire.closed_by_dialler = self._wire.down_at == math.inf
+                stood = self._wire.down_at == math.inf and not self._wire.far.closed
+                self._wire.closed_by_dialler = stood
                 self._wire.ended()
             self._finish()
             # What nobody will read takes no room: who waits to send more is answered with RST.

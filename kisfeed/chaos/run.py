@@ -49,6 +49,7 @@ from kisfeed.errors import Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.feed import Feed, _Door, open_feed
 from kisfeed.gateway.server import serve
 from kisfeed.kfp import events
+from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.seams import Seeded, VirtualClock, seeded_rng
 from kisfeed.seoul import KST
 from kisfeed.simulator import Fault, Happening, Kind, Options, Rules
@@ -90,7 +91,7 @@ _LITTLE_ROOM: Final = 512.0
 _CLOSED: Final = 4
 _SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
 _UNDER_WAY: Final = ("subscribing", "releasing", "doubt")
-_TAKEN_OR_FORGOTTEN: Final = (Happening.SUBSCRIBE, Happening.FORGOTTEN)
+_TAKEN_OR_FORGOTTEN: Final = ((Happening.SUBSCRIBE, SUBSCRIBED), (Happening.FORGOTTEN, ""))
 _UNDECIDED: Final = ("pending", "ack_timeout", "resyncing", "upstream_down")
 
 
@@ -920,7 +921,8 @@ async def _wind_down(world: _World) -> Ending:
     await world.trader.wind_down(_DOUBT_S)
     world.sim.inject(Fault(Kind.QUIET, lasts=math.inf))
     await trio.sleep(_QUIET_S)
-    slots = await world.ask("slots")
+    # An operation may be under way at this moment.
+    slots = await _until_agreed(world, 0.0, WELL_S / scale)
     status = await world.ask("status")
     unlike = frozenset(disagreement(slots, world.sim.exchange))
     world.over = True
@@ -932,16 +934,20 @@ async def _wind_down(world: _World) -> Ending:
     return Ending(well, settled, slots, status, unlike, exit_s)
 
 
-async def _until_agreed(world: _World, within: float, pending_within: float) -> None:
-    """Both sides hold the same, or had time for it: more while something is under way."""
+async def _until_agreed(world: _World, within: float, pending_within: float) -> Mapping[str, Any]:
+    """Both sides hold the same, or had time for it: more while something is under way.
+
+    Returns:
+        The last answer of the call ``slots``.
+    """
     began = trio.current_time()
     while True:
         slots = await world.ask("slots")
         if not disagreement(slots, world.sim.exchange):
-            return
+            return slots
         pending = any(slot["state"] in _UNDER_WAY for slot in slots.get("slots", ()))
         if trio.current_time() > began + (pending_within if pending else within):
-            return
+            return slots
         await trio.sleep(max(within / 50, pending_within / 500))
 
 
@@ -962,10 +968,10 @@ def _forgotten_notices(exchange: Exchange) -> set[tuple[str, str]]:
     """The notices, where the open session's registration of them is forgotten."""
     notices = key_of(NOTICES)
     lines = (line for line in reversed(exchange.history) if line.key == notices)
-    last = next((line for line in lines if line.what in _TAKEN_OR_FORGOTTEN), None)
-    forgotten = last is not None and last.what is Happening.FORGOTTEN
-    numbers = {session.number for session in exchange.open_sessions} if forgotten else set()
-    return {notices} if last is not None and last.session in numbers else set()
+    last = next((line for line in lines if (line.what, line.code) in _TAKEN_OR_FORGOTTEN), None)
+    if last is None or last.what is not Happening.FORGOTTEN:
+        return set()
+    return {notices for session in exchange.open_sessions if session.number == last.session}
 
 
 @contextmanager

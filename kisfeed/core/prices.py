@@ -53,12 +53,13 @@ class Prices:
         """Prices that KIS was asked for, as images; *failed* had none.
 
         They take no number, are no trades and move no account: the gap after them is measured
-        from the last row of the stream. A topic that streams again meanwhile takes none.
+        from the last row of the stream. A topic that streams again meanwhile, or was closed for
+        good, takes none.
         """
         for key, price in prices.items():
             route = self._topics.route(key)
             stream = route.typed
-            if stream is None or route.held:
+            if stream is None or route.held or stream.stream is Stream.CLOSED:
                 continue
             takers = self._subscriptions.takers(stream)
             if stream.code is not Code.SOURCE_POLL:

@@ -539,6 +539,7 @@ class Registrations:
         if meaning is Meaning.KEY_REFUSED or meaning is Meaning.IN_USE:
             return self._not_taken(key, now)
         unanswered = self._unanswered.get(key)
+        probed = Operation.PROBE in (unanswered or ())
         operation = _answered(unanswered, meaning)
         if operation is None or unanswered is None:
             return []
@@ -556,9 +557,9 @@ class Registrations:
         elif operation is Operation.UNSUBSCRIBE:
             outputs += self._unsubscribe_answered(key, slot, meaning, now)
         elif meaning is Meaning.HELD:
-            # Also where the answer to a probe comes late.
-            asked = operation is Operation.PROBE and slot.state is State.HELD
-            renewed = asked and msg_cd == SUBSCRIBED
+            # Also where the answer to a probe comes late, or seems to be that to a subscribe before
+            # it whose own was lost: whether it is, nobody can know.
+            renewed = probed and slot.state is State.HELD and msg_cd == SUBSCRIBED
             outputs += self._held(key, slot, now)
             if probe or renewed:
                 outputs.append(ProbePassed(key, renewed))
