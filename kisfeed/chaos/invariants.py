@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from kisfeed.chaos.run import Run
     from kisfeed.limits import Limits
+    from kisfeed.simulator.exchange import Exchange
 
 # Records that the daemon refuses to read, and says so.
 _UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra_column"})
@@ -418,15 +419,22 @@ def _pinned(seen: Seen, _: Limits) -> Finding:
     return Finding({Phrase("evicted"): len(evicted)}, faults=tuple(evicted))
 
 
-def _refusals_told(line: Line) -> int:
-    """Requests whose refusal as one too many was read; what is not told cannot be learnt."""
+def _refusals_told(line: Line, exchange: Exchange) -> int:
+    """Requests whose refusal as one too many was read; what is not told cannot be learnt.
+
+    An answer that names the key of another is no refusal of this one's.
+    """
+    refused = [r for r in exchange.history if r.code == "OPSP0008"]
     told = 0
     requests = [request for request in line.requests if request.subscribe]
     for number, request in enumerate(requests):
         again = (r.at for r in requests[number + 1 :] if r.key == request.key)
         until = next(again, math.inf)
         told += any(
-            a.key == request.key and a.code == "OPSP0008" and request.at <= a.at <= until
+            a.key == request.key
+            and a.code == "OPSP0008"
+            and request.at <= a.at <= until
+            and any(r.key == a.key and request.at <= r.at <= a.at for r in refused)
             for a in line.answers
         )
     return told
@@ -434,14 +442,13 @@ def _refusals_told(line: Line) -> int:
 
 def _over_cap(seen: Seen, _: Limits) -> Finding:
     run = seen.run
-    most = max((_refusals_told(line) for line in seen.lines), default=0)
+    most = max((_refusals_told(line, run.exchange) for line in seen.lines), default=0)
     # Every time that the cap falls, or that KIS forgets one and lets another take its place, one
-    # request is refused; a NACK may say it out of turn, and an ACK of another key's.
+    # request is refused; a NACK may say it out of turn.
     falls = sum(s.kind == "kis.cap" for s in run.case.steps)
     falls += len(run.exchange.times(Happening.FORGOTTEN))
     untrue = ("kis.nack", "kis.stray_ack")
     nacks = sum(s.count for s in run.case.steps if s.kind in untrue and s.code == "OPSP0008")
-    nacks += sum(s.count for s in run.case.steps if s.kind == "kis.ack_wrong_key")
     bound = 3 + 2 * falls + nacks
     return Finding(
         {Phrase("refused in a session"): most if not nacks else 0},
