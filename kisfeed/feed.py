@@ -736,6 +736,7 @@ async def _open_held(
             # A start that is cancelled half way would wait for ever for what is shielded.
             with trio.CancelScope(shield=True):
                 life = await nursery.start(_run_shielded, upstream)
+            nursery.start_soon(_stop_when_cancelled, upstream)
             nursery.start_soon(feed.run_pumps)
             nursery.start_soon(side.kis.run)
             nursery.start_soon(side.watch.run)
@@ -833,6 +834,18 @@ async def _run_shielded(
         async with trio.open_nursery() as nursery:
             await nursery.start(upstream.run)
             task_status.started(life)
+
+
+async def _stop_when_cancelled(upstream: Upstream) -> None:
+    """End the session at once: what the body still has to say may take it a while.
+
+    A link that has been silent for its whole patience would be given up in that while, and KIS
+    would keep a session that was never closed.
+    """
+    try:
+        await trio.sleep_forever()
+    finally:
+        upstream.stop()
 
 
 def _endpoints(config: Config) -> Endpoints:

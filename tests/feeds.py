@@ -16,6 +16,7 @@ from kisfeed.testing import MemorySimulator, open_memory_simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from kisfeed.gateway.channel import EventChannel
@@ -69,6 +70,25 @@ def drain(channel: EventChannel) -> list[Event]:
             return got
 
 
+def open_feed_on(
+    kis: MemorySimulator,
+    folder: Path,
+    *,
+    rules: Session | None = None,
+    disk: Disk | None = None,
+    **changes: object,
+) -> AbstractAsyncContextManager[Feed]:
+    """A feed of its own, for the length of the block."""
+    return open_feed(
+        config_for(folder, rules, **changes),
+        clock=seams.VirtualClock(WALL),
+        rng=seams.seeded_rng(1),
+        disk=disk or seams.DirectDisk(),
+        dial=kis.dial,
+        rest=kis.rest,
+    )
+
+
 @asynccontextmanager
 async def open_world(
     folder: Path,
@@ -82,13 +102,6 @@ async def open_world(
     options = Options(rate_hz=2) if options is None else options
     async with (
         open_memory_simulator(options) as kis,
-        open_feed(
-            config_for(folder, rules, **changes),
-            clock=seams.VirtualClock(WALL),
-            rng=seams.seeded_rng(1),
-            disk=disk or seams.DirectDisk(),
-            dial=kis.dial,
-            rest=kis.rest,
-        ) as feed,
+        open_feed_on(kis, folder, rules=rules, disk=disk, **changes) as feed,
     ):
         yield World(feed, kis)

@@ -443,6 +443,17 @@ def test_stopping_closes_what_stands() -> None:
     assert bench.engine.connection.state is State.IDLE
 
 
+def test_nothing_dials_after_a_stop() -> None:
+    bench = Bench(pinned=(TRADE,))
+    bench.settle()
+    bench.engine.stop(bench.at())
+    bench.subscribe(BOOK)
+    bench.engine.reconnect(bench.at())
+    bench.wait(3600)
+    assert bench.engine.connection.state is State.IDLE
+    assert bench.engine.connection.epoch == 1
+
+
 def test_pinned_topics_are_held_without_any_program() -> None:
     bench = Bench(pinned=(TRADE,))
     bench.settle()

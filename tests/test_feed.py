@@ -16,7 +16,8 @@ from kisfeed.errors import AppkeyInUse, ConfigError, StateError, UnknownTopic, U
 from kisfeed.feed import open_feed
 from kisfeed.kfp.events import Book, Event, Lost, Raw, Session, Status, Trade
 from kisfeed.simulator import Options
-from tests.feeds import APPKEY, TRADE, config_for, drain, open_world
+from kisfeed.testing import Happening, open_memory_simulator
+from tests.feeds import APPKEY, TRADE, World, config_for, drain, open_feed_on, open_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,6 +253,25 @@ async def test_a_feed_in_a_cancelled_block_does_not_hang(
     assert trio.current_time() < 30
 
 
+async def test_a_cancelled_feed_closes_its_session_before_the_body_is_done(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_memory_simulator(Options(rate_hz=2)) as kis:
+        with trio.CancelScope() as program:
+            async with open_feed_on(kis, tmp_path) as feed:
+                feed.subscribe(TRADE)
+                await World(feed, kis).streaming()
+                program.cancel()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(0.9)
+                        history = kis.exchange.history
+                        closed = [h.code for h in history if h.what is Happening.CLOSED]
+    assert closed == ["clean"]
+
+
 async def test_status_is_what_kisfeed_status_shows(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
@@ -277,8 +297,6 @@ async def test_closing_a_subscription_after_the_feed_is_harmless(
 
 async def test_a_feed_of_real_disk_and_clock_works_too(tmp_path: Path) -> None:
     # The system's own clock, randomness and threads, for half a second.
-    from kisfeed.testing import open_memory_simulator  # noqa: PLC0415
-
     async with (
         open_memory_simulator(Options(rate_hz=50)) as kis,
         open_feed(config_for(tmp_path), dial=kis.dial, rest=kis.rest) as feed,

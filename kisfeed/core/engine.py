@@ -186,6 +186,7 @@ class Engine:
     _since_ts: int = attrs.field(init=False)
     _ready_at: float = attrs.field(default=math.inf, init=False)
     _settled: bool = attrs.field(default=False, init=False)
+    _stopped: bool = attrs.field(default=False, init=False)
     _crowded: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     _stalled: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     # Of notices, of which one at least did not come.
@@ -261,7 +262,8 @@ class Engine:
         self._interest_changed(at)
 
     def stop(self, at: Instant) -> None:
-        """The process ends: close what stands."""
+        """The process ends: close what stands. Nothing dials after this."""
+        self._stopped = True
         self._connection(self.connection.unwant(at.now, Reason.STOPPED), at)
 
     def timer(self, at: Instant) -> None:
@@ -979,6 +981,8 @@ class Engine:
 
     def _want(self, at: Instant) -> None:
         self._market.due = at.now  # other venues may be wanted
+        if self._stopped:
+            return  # programs that leave, or come, while the session ends
         if self.interest.any_active():
             self._connection(self.connection.want(at.now), at)
         else:

@@ -88,6 +88,7 @@ class Upstream:
     _ended: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _boot_ahead: float = attrs.field(default=0.0, init=False)
     _armed: float = attrs.field(default=-math.inf, init=False)
+    _stopped: bool = attrs.field(default=False, init=False)
 
     def kick(self) -> None:
         """Perform what the engine wants and send what its outboxes hold; call after every change.
@@ -122,14 +123,20 @@ class Upstream:
             finally:
                 self._nursery = None
 
+    def stop(self) -> None:
+        """Begin to end the session, with a close frame, for good; :meth:`close` waits for it."""
+        if not self._stopped:
+            self._stopped = True
+            self._engine.stop(self._at())
+            self.kick()
+
     async def close(self) -> None:
         """Stop for good: the session ends with a close frame, and the disk knows that it did.
 
         Call while :meth:`run` still runs; takes at most a second over the close limit.
         """
+        self.stop()
         with trio.move_on_after(self._rules.close_timeout_s + 1, shield=True):
-            self._engine.stop(self._at())
-            self.kick()
             while self._session is not None:
                 await self._ended.park()
             await self._save_hygiene()
