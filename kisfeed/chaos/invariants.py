@@ -463,19 +463,13 @@ def _origin(seen: Seen, _: Limits) -> Finding:
     """I18, I19: every tick is a row of a wire that was told to send it; no row twice or late."""
     checked, faults = 0, []
     for program in seen.run.programs:
-        last: dict[str, int] = {}
-        for at, event, _name in program.log:
-            if not isinstance(event, events.Trade) or event.image:
-                continue
+        for at, event, place in seen.ticks(program):
             checked += 1
-            place = seen.place_of(event, last.get(event.topic, -1))
             if place is None:
-                what = "twice, or out of order" if seen.place_of(event, -1) is not None else "never"
+                what = "twice, or out of order" if seen.place_of(event) is not None else "never"
                 faults.append(
                     f"{at:.3f}: {program.name} got {event.topic} {event.cum_qty}, sent {what}"
                 )
-                continue
-            last[event.topic] = place
     return Finding(
         {Phrase("invented"): len(faults)},
         counts={Phrase("ticks"): checked},
@@ -486,18 +480,12 @@ def _origin(seen: Seen, _: Limits) -> Finding:
 def _acknowledged(seen: Seen, _: Limits) -> Finding:
     checked, faults = 0, []
     for program in seen.run.programs[:1]:
-        last: dict[str, int] = {}
-        for at, event, _name in program.log:
-            if not isinstance(event, events.Trade) or event.image:
-                continue
-            place = seen.place_of(event, last.get(event.topic, -1))
+        for at, event, place in seen.ticks(program):
             if place is None:
                 continue
-            last[event.topic] = place
             checked += 1
             line = seen.line_of(seen.rows[place].wire)
-            key = key_of(event.topic)
-            if not any(r.key == key and r.subscribe and r.at <= at for r in line.requests):
+            if line.asked_at(key_of(event.topic)) > at:
                 faults.append(f"{at:.3f}: {event.topic} was not asked for on that session")
     return Finding(
         {Phrase("unasked"): len(faults)},
@@ -527,6 +515,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
     readable = _UNREADABLE.isdisjoint(step.kind for step in seen.run.case.steps)
     for program in seen.run.programs:
         accounts: dict[str, _Account] = {}
+        ticks = iter(seen.ticks(program))
         for at, event, name in program.log:
             if event is None:
                 accounts.pop(name, None)
@@ -542,7 +531,7 @@ def _holes(seen: Seen, _: Limits) -> Finding:
                 lost += event.n
             elif isinstance(event, events.Trade) and not event.image:
                 account = accounts.setdefault(event.topic, _Account())
-                place = seen.place_of(event, account.place)
+                place = next(ticks)[2]
                 clock = account.clock if place is None else seen.rows[place].clock
                 if clock < account.clock:
                     account.cum = None  # another day counts from nothing
@@ -692,15 +681,14 @@ def _states_first(seen: Seen, _: Limits) -> Finding:
     checked, faults = 0, []
     for program in seen.run.programs:
         epoch = 0
-        last: dict[str, int] = {}
+        ticks = iter(seen.ticks(program))
         for at, event, _name in program.log:
             if isinstance(event, events.Session):
                 epoch = event.epoch
             elif isinstance(event, events.Trade) and not event.image:
-                place = seen.place_of(event, last.get(event.topic, -1))
+                place = next(ticks)[2]
                 if place is None:
                     continue
-                last[event.topic] = place
                 checked += 1
                 line = seen.line_of(seen.rows[place].wire)
                 if epoch < line.epoch and line.life is seen.run.lives[-1]:

@@ -150,7 +150,9 @@ class _Pipe:
 
     def _wake_when_ready(self) -> None:
         ready = self.ready_at()
-        if ready < self._wakes_at:
+        if ready <= self._clock.current_time():
+            self.wake()
+        elif ready < self._wakes_at:
             self._wakes_at = ready
             self._clock.call_at(ready, self.wake)
 
@@ -377,6 +379,7 @@ class Route:
     keepalive_s: float = KEEPALIVE_S
     refuses: Callable[[], bool] = lambda: False
     wires: list[Wire] = attrs.field(factory=list, init=False)
+    _open: list[Wire] = attrs.field(factory=list, init=False)
     dials: list[float] = attrs.field(factory=list, init=False)
     attempts: list[Attempt] = attrs.field(factory=list, init=False)
     _troubles: dict[int, _Trouble] = attrs.field(factory=dict, init=False)
@@ -476,6 +479,7 @@ class Route:
         wire.far = Stream(self, wire, near=False)
         wire.up.mute = wire.down.mute = fault is DialFault.MUTE
         self.wires.append(wire)
+        self._open.append(wire)
         self._apply()
         self._trace(self.name, "opened", wire.number)
         self._nursery.start_soon(self._serve, wire)
@@ -486,7 +490,8 @@ class Route:
     @property
     def open_wires(self) -> list[Wire]:
         """Wires with an end that stands."""
-        return [wire for wire in self.wires if not wire.over]
+        self._open = [wire for wire in self._open if not wire.over]
+        return self._open
 
     def hold(self, lasts: float = math.inf, *, up: bool, down: bool, silent: bool = False) -> None:
         """For *lasts* seconds bytes wait, in one direction or both, and so do dials.

@@ -49,6 +49,7 @@ from kisfeed.errors import Disconnected, KisfeedError, NoDaemon, ServerRefused
 from kisfeed.feed import Feed, _Door, open_feed
 from kisfeed.gateway.server import serve
 from kisfeed.kfp import events
+from kisfeed.kfp.messages import MAX_PRIO
 from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.seams import Seeded, VirtualClock, seeded_rng
 from kisfeed.seoul import KST
@@ -469,11 +470,14 @@ class _World:
         kind = Kind(step.kind.removeprefix("kis."))
         if kind is Kind.STRAY_ACK and step.topic < 0:
             key = key_of(topic(0))
-        lasts = step.lasts or None
+        lasts, count = step.lasts or None, step.count
+        if kind is Kind.BURST:
+            registered = self.sim.exchange.registered()
+            count = max(1, count // max(1, len(registered) if step.topic < 0 else 1))
         fault = Fault(
             kind,
             lasts=lasts,
-            count=None if lasts else step.count,
+            count=None if lasts else count,
             tr_id=key[0],
             tr_key=key[1],
             code=step.code,
@@ -596,7 +600,7 @@ class _World:
         name = program.topics[step.topic % len(program.topics)]
         try:
             assert program.client is not None
-            await program.client.retune(name, prio=int(step.value))
+            await program.client.retune(name, prio=min(int(step.value), MAX_PRIO))
         except (KisfeedError, KeyError, AssertionError):
             self.note("retune failed", name)
 
@@ -867,7 +871,7 @@ def _lay_routes(world: _World, nursery: trio.Nursery, clock: network.LeapingCloc
         keepalive_s=network.KEEPALIVE_S / setup.scale if setup.keepalive else math.inf,
         refuses=world.sim.simulator.refuses,
     )
-    local = (0.0, 0.0001)
+    local = (0.0, 0.0)  # within a machine what was written is there
     gone = functools.partial(lambda: world.listener is None)
     world.door = network.Route(
         LOCAL,

@@ -142,7 +142,7 @@ class Step:
         kind: one of :data:`KINDS` or :data:`ORDER_KINDS`.
         lasts: seconds.
         value: a number, as the kind says.
-        count: how many ACKs or frames it hits.
+        count: how many ACKs or frames it hits; those of a burst are shared by the topics it hits.
         topic: number of the topic it hits; -1 for all.
         code: of a NACK.
     """

@@ -9,16 +9,17 @@ from __future__ import annotations
 import bisect
 import json
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
+
+from kisfeed.kfp import events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kisfeed.chaos.network import Wire
-    from kisfeed.chaos.run import Life, Run
-    from kisfeed.kfp import events
+    from kisfeed.chaos.run import Life, Program, Run
 
 _TRADE: Final = "H0STCNT0"
 _CLOCK, _PRICE, _QUANTITY, _VOLUME = 1, 2, 12, 13  # STCK_CNTG_HOUR, STCK_PRPR, CNTG_VOL, ACML_VOL
@@ -26,6 +27,10 @@ _FEWEST_FIELDS: Final = 46
 _TEXT: Final = 1
 _CLOSE: Final = 8
 _HELD: Final = ("OPSP0000", "OPSP0002")
+
+
+#: When a program saw a trade, and the row it came from: the first behind those of its topic.
+Tick: TypeAlias = "tuple[float, events.Trade, int | None]"
 
 
 @attrs.frozen
@@ -89,6 +94,17 @@ class Line:
     upgraded_at: float = math.inf
     close_received: float = math.inf
     close_sent: float = math.inf
+    _asked: dict[tuple[str, str], float] = attrs.field(factory=dict, init=False)
+
+    def asked(self, request: Request) -> None:
+        """The daemon sent *request*."""
+        self.requests.append(request)
+        if request.subscribe:
+            self._asked.setdefault(request.key, request.at)
+
+    def asked_at(self, key: tuple[str, str]) -> float:
+        """When the daemon first asked for *key*; infinite for never."""
+        return self._asked.get(key, math.inf)
 
     @property
     def lived(self) -> float:
@@ -104,8 +120,23 @@ class Seen:
     lines: list[Line]
     rows: list[Row]
     _places: dict[tuple[str, str, int, int], list[int]]
+    _ticks: dict[str, list[Tick]] = attrs.field(factory=dict, init=False)
 
-    def place_of(self, event: events.Trade, after: int) -> int | None:
+    def ticks(self, program: Program) -> list[Tick]:
+        """What *program* got, in order."""
+        found = self._ticks.get(program.name)
+        if found is None:
+            found = self._ticks[program.name] = []
+            last: dict[str, int] = {}
+            for at, event, _name in program.log:
+                if isinstance(event, events.Trade) and not event.image:
+                    place = self.place_of(event, last.get(event.topic, -1))
+                    found.append((at, event, place))
+                    if place is not None:
+                        last[event.topic] = place
+        return found
+
+    def place_of(self, event: events.Trade, after: int = -1) -> int | None:
         """The first row behind *after* that *event* may come from."""
         symbol = event.topic.rpartition(".")[2]
         key = (symbol, str(event.px), event.qty or 0, event.cum_qty or 0)
@@ -196,7 +227,7 @@ def _read_up(line: Line) -> None:
                 subscribe = header["tr_type"] == "1"
             except (ValueError, KeyError, TypeError):
                 continue  # the echo of a PINGPONG
-            line.requests.append(Request(at, (asked["tr_id"], asked["tr_key"]), subscribe))
+            line.asked(Request(at, (asked["tr_id"], asked["tr_key"]), subscribe))
 
 
 def _frames(pieces: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, int, bytes]]:
@@ -237,14 +268,14 @@ def _frame(buffer: bytearray) -> tuple[int, bytes, int] | None:
         return None
     payload = bytes(buffer[body : body + size])
     if masked:
-        mask = buffer[start:body]
-        payload = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+        mask = int.from_bytes((buffer[start:body] * (size // 4 + 1))[:size])
+        payload = (int.from_bytes(payload) ^ mask).to_bytes(size)
     return buffer[0] & 0x0F, payload, body + size
 
 
 def confirmed(line: Line, key: tuple[str, str], before: float) -> bool:
     """Whether an ACK or data of *key*, asked for before, had reached the daemon by then."""
-    asked = min((r.at for r in line.requests if r.key == key and r.subscribe), default=math.inf)
+    asked = line.asked_at(key)
     return any(
         a.key == key and a.code in _HELD and asked <= a.at <= before for a in line.answers
     ) or any(asked <= at <= before for at in line.flowed.get(key, ()))

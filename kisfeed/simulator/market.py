@@ -253,13 +253,21 @@ class _View:
     at: dt.datetime
     key: RegKey
     rng: seams.Rng
-    sides: dict[bool, list[tuple[int, int]]] = attrs.field(factory=dict)
 
-    def side(self, *, ask: bool) -> list[tuple[int, int]]:
-        found = self.sides.get(ask)
-        if found is None:
-            found = self.sides[ask] = self.tape.side(ask=ask)
-        return found
+    _asks: list[tuple[int, int]] | None = None
+    _bids: list[tuple[int, int]] | None = None
+
+    def asks(self) -> list[tuple[int, int]]:
+        """The side of the sellers, drawn when a field first asks for it."""
+        if self._asks is None:
+            self._asks = self.tape.side(ask=True)
+        return self._asks
+
+    def bids(self) -> list[tuple[int, int]]:
+        """The side of the buyers."""
+        if self._bids is None:
+            self._bids = self.tape.side(ask=False)
+        return self._bids
 
     def price(self, value: int) -> str:
         scale = self.tape.scale
@@ -281,8 +289,8 @@ _ASK_SIZE: Final = re.compile(r"^(?:VASK|ASKP_RSQN|ASK_QNTT_)(\d?\d?)$")
 _BID_SIZE: Final = re.compile(r"^(?:VBID|BIDP_RSQN|BID_QNTT_)(\d?\d?)$")
 
 
-def _total(view: _View, *, ask: bool) -> str:
-    return str(sum([quantity for _, quantity in view.side(ask=ask)]))
+def _total(side: list[tuple[int, int]]) -> str:
+    return str(sum([quantity for _, quantity in side]))
 
 
 # By the field's name without its product prefix; upper-case KIS names of all realtime TRs.
@@ -351,8 +359,8 @@ _GETTERS: Final[Mapping[str, Callable[[_View], str]]] = {
         ("LWPR_VRSS_PRPR", "LWPR_VRSS_NMIX_PRPR"),
         lambda v: v.price(v.tape.last - (v.tape.low or v.tape.last)),
     ),
-    **dict.fromkeys(("TOTAL_ASKP_RSQN", "AVOL"), lambda v: _total(v, ask=True)),
-    **dict.fromkeys(("TOTAL_BIDP_RSQN", "BVOL"), lambda v: _total(v, ask=False)),
+    **dict.fromkeys(("TOTAL_ASKP_RSQN", "AVOL"), lambda v: _total(v.asks())),
+    **dict.fromkeys(("TOTAL_BIDP_RSQN", "BVOL"), lambda v: _total(v.bids())),
     "RSYM": lambda v: v.key[1],
     "SYMB": lambda v: v.key[1][4:],
     "ZDIV": lambda v: str(v.tape.scale),
@@ -386,13 +394,18 @@ def _getter(name: str, kind: str) -> Callable[[_View], str]:
             # "ASKP_RSQN52" is how KIS's own list misspells level 5 of the bond book.
             number = min(int(level[1] or "1"), 50)
             number = 5 if number > _LEVELS else number
-            return functools.partial(_book, number=number, ask=ask, part=part)
+            return _book(number - 1, ask=ask, part=part)
     return _generic(name, kind)
 
 
-def _book(view: _View, *, number: int, ask: bool, part: int) -> str:
-    price, size = view.side(ask=ask)[number - 1]
-    return str(size) if part else view.price(price)
+def _book(level: int, *, ask: bool, part: int) -> Callable[[_View], str]:
+    if part:
+        if ask:
+            return lambda v: str(v.asks()[level][1])
+        return lambda v: str(v.bids()[level][1])
+    if ask:
+        return lambda v: v.price(v.asks()[level][0])
+    return lambda v: v.price(v.bids()[level][0])
 
 
 def _generic(name: str, kind: str) -> Callable[[_View], str]:

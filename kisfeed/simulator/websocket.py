@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -140,12 +141,18 @@ class Line(trio.abc.Stream):
                 self._receiving.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        async with self._sending:
+        if self._sending.locked():
+            await self._sending.acquire()
+        else:  # the send is checkpoint enough
+            self._sending.acquire_nowait()
+        try:
             if self._heard is not None:
                 await self._heard.wait()
             if self.close_seen and self.mute_close:
                 return
             await self._stream.send_all(data)
+        finally:
+            self._sending.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -157,7 +164,8 @@ class Line(trio.abc.Stream):
                 self._held.clear()
                 self._scan(data)
                 return data
-            with trio.CancelScope() as self._receiving:
+            # Only what is held back needs a way out of the wait for more.
+            with trio.CancelScope() if self.silent else nullcontext() as self._receiving:
                 received = await self._stream.receive_some(max_bytes)
                 if not received:
                     return received
