@@ -477,6 +477,27 @@ async def test_a_full_disk_halts_and_cancels_all_the_same_and_is_told(
         await b.buy("more")
 
 
+async def test_a_full_disk_keeps_nobody_from_cancelling(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_memory_simulator(QUIET) as sim:
+        async with serving(sim, tmp_path) as b:
+            low = b.ask - 5_000
+            await b.buy("rests", price=low)
+            await b.buy("stays", price=low)
+            with monkeypatch.context() as patch:
+                patch.setattr(DirectDisk, "append", no_space)
+                assert (await b.refused("more")).reason == "journal"
+                with pytest.raises(OrderRefused, match="No space"):
+                    await b.call("order.cancel", target="stays", qty=3)
+                gone = await b.call("order.cancel", target="rests")
+                assert gone["state"] == "accepted"
+                assert [o.open for o in sim.simulator.brokerage.orders].count(10) == 1
+        async with serving(sim, tmp_path) as b:  # which knows nothing of that cancellation
+            await trio.sleep(30)
+            assert [(await b.show(name))["open_qty"] for name in ("rests", "stays")] == [0, 10]
+
+
 def test_resume_ends_a_halt_that_no_disk_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

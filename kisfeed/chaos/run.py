@@ -195,6 +195,7 @@ class Disk:
 
     _rng: Seeded
     full_until: float = -math.inf
+    refused_at: float = -math.inf
     dead: bool = False
     writes: int = 0
 
@@ -213,6 +214,7 @@ class Disk:
     async def append(self, fd: int, data: bytes) -> None:
         await trio.sleep(_STORE_S * self._rng.random())
         if self.full_until > trio.current_time():
+            self.refused_at = trio.current_time()
             raise OSError(errno.ENOSPC, "no space left on device")
         if not self.dead:
             os.write(fd, data)
@@ -418,12 +420,14 @@ class _World:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         """KIS's REST side, behind the same kind of network."""
-        post = self.trader.post(path, body)
+        disk = self.disk
+        assert disk is not None
+        post = self.trader.post(path, body, disk.refused_at)
         await trio.sleep(self.kis.latency())
         while self.rest_held_until > trio.current_time():  # noqa: ASYNC110  # it may move
             await trio.sleep_until(self.rest_held_until)
         # What arrives when a dead process cannot have sent it has not arrived.
-        if self.disk is not None and self.disk.dead:
+        if disk.dead:
             raise ConnectionResetError("the process is gone")
         if post is not None:
             post.at = trio.current_time()

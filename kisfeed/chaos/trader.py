@@ -32,6 +32,7 @@ _SYMBOLS: Final = ("005930", "000660", "000001")
 _PATIENCE_S: Final = 60.0
 _SETTLING: Final = (OrderState.QUEUED, OrderState.SENDING, OrderState.UNKNOWN)
 _LOOK_S: Final = 10.0
+_WAITS_S: Final = 60.0  # a cancellation goes out within this of its intent
 
 Terms = tuple[str, str, int, int]
 """Symbol, side, shares, won."""
@@ -69,7 +70,8 @@ class Post:
 
     Attributes:
         began_at: its bytes left; at: they reached KIS.
-        intended: its intent was on disk then.
+        intended: its intent was on disk then, or the disk took none and it needs none: it cancels
+            all that is left.
         told: the answer that came said what KIS did.
     """
 
@@ -176,12 +178,19 @@ class Trader:
 
     # What the daemon sends.
 
-    def post(self, path: str, body: bytes) -> Post | None:
-        """Note an order POST; None for any other call."""
+    def post(self, path: str, body: bytes, refused_at: float) -> Post | None:
+        """Note an order POST; None for any other call.
+
+        Args:
+            path: of the call.
+            body: of the call.
+            refused_at: when the disk last took no append.
+        """
         if path not in ORDER_PATHS:
             return None
-        values = json.loads(body)
-        post = Post(path, values, trio.current_time(), self._intended(path, values))
+        now, values = trio.current_time(), json.loads(body)
+        spared = values.get("QTY_ALL_ORD_YN") == "Y" and now - refused_at <= _WAITS_S
+        post = Post(path, values, now, spared or self._intended(path, values))
         self.posts.append(post)
         return post
 

@@ -1,7 +1,9 @@
 """The order desk: one executor, one reader of the day's list, and the calls that programs make.
 
 What may be sent and what became of it is decided in :mod:`kisfeed.core.orders`. Here an intent is
-put on disk, then the order goes out once, on a connection of its own; nothing sends it again.
+put on disk, then the order goes out once, on a connection of its own; nothing sends it again. Only
+a cancellation of all that is left goes without an intent where the disk takes none: done twice, it
+does no harm, and kept back it does.
 """
 
 from __future__ import annotations
@@ -209,12 +211,9 @@ class OrderDesk:
 
     async def _send(self, order: Order) -> None:
         """One order, from its intent to whatever is known of it."""
-        key, at = order.key, self._at()
-        record = self._book.intend(order, at)
+        key = order.key
         try:
-            async with self._writing:
-                await self._journal.append(record)
-                order = self._book.intended(record)
+            order = await self._intend(order)
         except StateError as exc:
             self._book.not_sent(key, "journal", str(exc), self._at())
             self._note("order_not_sent", self._book.orders[key])
@@ -265,6 +264,22 @@ class OrderDesk:
         await self._write()
         self._tell()
         self._look.set()  # what is in doubt or open now is due earlier
+
+    async def _intend(self, order: Order) -> Order:
+        """Put on disk what is about to be sent.
+
+        Raises:
+            StateError: the disk does not take it, and *order* must not go without.
+        """
+        record = self._book.intend(order, self._at())
+        async with self._writing:
+            try:
+                await self._journal.append(record)
+            except StateError as exc:
+                if order.action is not Action.CANCEL or order.qty:
+                    raise
+                self._unwritten(exc)
+            return self._book.intended(record)
 
     def _take(self, key: Key, answer: Answer) -> None:
         receipt = wire.receipt(answer.body)
