@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,71 @@ def _over_two_daemons(happened: list[events.Event]) -> None:
 
 
 _SEEN = 10  # events of _over_two_daemons
+
+
+def in_a_fork(claim: Callable[[], bool]) -> bool:
+    """Whether *claim* holds in a child of this process."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        done = False
+        try:
+            done = claim()
+        finally:
+            os._exit(0 if done else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path) -> None:
+    daemon = ScriptedDaemon()
+
+    def works() -> bool:
+        events_of_child = kf.events(timeout=5)
+        fresh = next(e for e in events_of_child if isinstance(e, events.Trade))
+        with kf:
+            return kf.call("status") == {"instance": "fake"} and fresh.qty == 10
+
+    with (
+        listening(tmp_path / "s", daemon),
+        kisfeed.connect(socket=tmp_path / "s") as kf,
+    ):
+        kf.subscribe(TRADE)
+        assert [type(e) for e in kf.events(timeout=0.1)][-1] is events.Trade
+        assert in_a_fork(works)
+        assert daemon.connections == 2
+        # The child has come, gone and closed what it had: the parent's is untouched.
+        assert kf.call("status") == {"instance": "fake"}
+        assert daemon.connections == 2
+        assert list(kf.events(timeout=0.1)) == []
+
+
+def test_a_child_forked_within_another_threads_call_says_so(tmp_path: Path) -> None:
+    def refused() -> bool:
+        with pytest.raises(Disconnected, match="another thread"):
+            kf.ping()
+        kf.close()
+        return True
+
+    with (
+        listening(tmp_path / "s", ScriptedDaemon()),
+        kisfeed.connect(socket=tmp_path / "s") as kf,
+    ):
+        held, forked = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with kf._changed:
+                held.set()
+                forked.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        try:
+            assert in_a_fork(refused)
+        finally:
+            forked.set()
+            thread.join()
+        assert kf.ping() < 5
 
 
 def test_sync_outlives_its_daemon(tmp_path: Path) -> None:

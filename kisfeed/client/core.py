@@ -394,7 +394,7 @@ class ClientCore:
 
     def close(self) -> None:
         """The caller leaves; what it still waits for ends with Disconnected."""
-        self._fail(Disconnected("this client was closed"))
+        self.give_up(Disconnected("this client was closed"))
         self.phase = Phase.CLOSED
 
     def timer(self, now: float) -> None:
@@ -551,14 +551,15 @@ class ClientCore:
 
     def _retry(self, error: KisfeedError, now: float) -> None:
         if not self._greeted and not self._wait:
-            self._fail(error)
+            self.give_up(error)
             return
         pause = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._failed_dials, 10))
         self._failed_dials += 1
         self._retry_at = now + pause * (0.5 + 0.5 * self._jitter())
         self.phase = Phase.WAITING
 
-    def _fail(self, error: KisfeedError) -> None:
+    def give_up(self, error: KisfeedError) -> None:
+        """Nothing will be tried again: what was asked, and will be, ends with *error*."""
         self.phase = Phase.FAILED
         self.failure = error
         self._outgoing.clear()
@@ -849,7 +850,7 @@ class ClientCore:
             self._take_back(request.changes)
             request.finish(error=refusal)
         if fatal and code in _HOPELESS:
-            self._fail(refusal)
+            self.give_up(refusal)
         elif fatal or (request is not None and request.kind is Type.HELLO):
             self._drop(f"the daemon closed the connection ({refusal})", now, refusal)
 

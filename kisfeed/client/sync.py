@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import select
 import socket as sockets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kisfeed import blocking, places
-from kisfeed.client.core import GRACE_S, ClientCore, Phase, Request, Subscription, specs
+from kisfeed.client.core import GRACE_S, GREETING_S, ClientCore, Phase, Request, Subscription, specs
 from kisfeed.client.questions import Questions
+from kisfeed.errors import Disconnected
 from kisfeed.kfp.models import DailyPrice, Price, SymbolInfo
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
@@ -74,7 +75,8 @@ class Client:
 
     Iterating yields the events of all subscriptions, in order. Whoever waits reads the socket:
     between two calls nothing runs in the background. Threads may share one object; each event
-    goes to one of them.
+    goes to one of them. A forked child (``multiprocessing``) gets a connection of its own at its
+    first use, with the same subscriptions; events that waited at the fork both processes get.
     """
 
     def __init__(self, core: ClientCore, path: str) -> None:
@@ -84,6 +86,7 @@ class Client:
         self._socket: sockets.socket | None = None
         self._changed = blocking.Condition()
         self._reading = False
+        self._pid = os.getpid()
         try:
             self._until(lambda: core.phase is Phase.READY)
         except BaseException:
@@ -117,6 +120,7 @@ class Client:
     @property
     def subscriptions(self) -> Mapping[str, Subscription]:
         """Every subscribed topic and what became of it."""
+        self._be_ours()
         with self._changed:
             return self._core.subscriptions()
 
@@ -269,6 +273,7 @@ class Client:
 
     def close(self) -> None:
         """Leave the daemon; iterations end. Closing twice does nothing."""
+        self._let_go_of_the_parents()
         with self._changed:
             self._core.close()
             if self._reading and self._socket is not None:
@@ -285,6 +290,7 @@ class Client:
         return questions.answers()
 
     def _answer(self, ask: Callable[[float], Request]) -> Any:
+        self._be_ours()
         with self._changed:
             request = ask(blocking.monotonic())
             self._flush()
@@ -297,6 +303,7 @@ class Client:
         One thread at a time does the reading, for all of them.
         """
         give_up = blocking.monotonic() + timeout
+        self._be_ours()
         with self._changed:
             while not done():
                 if self._core.phase is Phase.CLOSED:
@@ -315,6 +322,27 @@ class Client:
                 finally:
                     self._reading = False
                     self._changed.notify_all()
+        return True
+
+    def _be_ours(self) -> None:
+        """In a child of a fork, connect anew before anything else."""
+        if self._let_go_of_the_parents():
+            self._until(lambda: self._core.phase is Phase.READY, GREETING_S)
+
+    def _let_go_of_the_parents(self) -> bool:
+        """Whether this is a child of a fork; its end of the parent's connection is closed then."""
+        if self._pid == os.getpid():
+            return False
+        # Held by a thread that is not in this process: what it was changing is half changed.
+        torn = not self._changed.acquire(blocking=False)
+        self._pid, self._changed, self._reading = os.getpid(), blocking.Condition(), False
+        self._hang_up()
+        if self._core.phase is Phase.CLOSED:
+            return True
+        if torn:
+            self._core.give_up(Disconnected(Phrase("forked within a call of another thread")))
+        else:
+            self._core.lost(Phrase("the connection is the parent process's"), blocking.monotonic())
         return True
 
     def _step(self, give_up: float) -> None:
