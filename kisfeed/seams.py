@@ -62,6 +62,25 @@ class SystemClock:
             return ""
 
 
+class SleepWatch:
+    """Tells that the machine was suspended, which the scheduler's clock alone does not show."""
+
+    def __init__(self, clock: Clock, least_s: float) -> None:
+        """Watch from this moment on; what sums up to less than *least_s* is not told."""
+        self._clock = clock
+        self._least_s = least_s
+        self._ahead = clock.boot() - clock.now()
+
+    def slept(self) -> float:
+        """Seconds of sleep that no earlier call has told; 0.0 for none."""
+        ahead = self._clock.boot() - self._clock.now()
+        slept = ahead - self._ahead
+        if slept < self._least_s:
+            return 0.0
+        self._ahead = ahead
+        return slept
+
+
 @attrs.define
 class VirtualClock:
     """Follows Trio's clock (a ``MockClock`` in tests) from a chosen date on.

@@ -34,6 +34,7 @@ from kisfeed.kfp.orders import DOUBTFUL, Action, Order, OrderState
 from kisfeed.kis import orders as wire
 from kisfeed.kis.rest import Priority
 from kisfeed.rest.halt import Halt
+from kisfeed.seams import SleepWatch
 from kisfeed.seoul import date_of
 from kisfeed.texts import Phrase
 
@@ -129,8 +130,11 @@ class OrderDesk:
     _writing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _gap_reads: list[float] = attrs.field(factory=list, init=False)
     _read_at: float = attrs.field(default=-math.inf, init=False)
-    _ahead: float | None = attrs.field(default=None, init=False)  # of BOOTTIME
+    _sleep: SleepWatch = attrs.field(init=False)
     _facts: dict[str, tuple[float, Facts | None]] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._sleep = SleepWatch(self._clock, _SUSPENDED_S)
 
     # Life.
 
@@ -608,14 +612,10 @@ class OrderDesk:
 
     def _at(self) -> Instant:
         """This moment; a suspend, which the scheduler's clock missed, is told to the book first."""
-        at = Instant(self._clock.now(), self._clock.wall_ns())
-        ahead = self._clock.boot() - at.now
-        if self._ahead is None:
-            self._ahead = ahead
-        if ahead - self._ahead >= _SUSPENDED_S:
-            self._book.slept(ahead - self._ahead)
-            self._ahead = ahead
-        return at
+        slept = self._sleep.slept()
+        if slept:
+            self._book.slept(slept)
+        return Instant(self._clock.now(), self._clock.wall_ns())
 
     async def _situation(self, ask: Ask) -> Situation:
         if ask.action is Action.CANCEL:

@@ -19,6 +19,7 @@ from kisfeed.errors import (
 )
 from kisfeed.kfp.models import Answers, DailyPrice, Price, SymbolInfo
 from kisfeed.kis.rest import Priority
+from kisfeed.seams import SleepWatch
 from kisfeed.seoul import date_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _CALL: Final[Mapping[Kind, str]] = {
 _MULTI: Final = "intstock_multprice"
 _VENUES: Final = ("krx", "nxt")
 _LOOK_AGAIN_S: Final = 600.0
-_SUSPENDED_S: Final = 2.0  # a shorter sleep harms nothing; clocks drift by less
+_SUSPENDED_S: Final = 2.0  # a shorter sleep harms nothing
 
 _Made: TypeAlias = tuple[dict[str, Model], float]
 """Answers by symbol, and for how many seconds from now they are good."""
@@ -288,9 +289,9 @@ class Quotes:
     async def _awake(self, make: Callable[[Flight], Awaitable[_Made]], flight: Flight) -> _Made:
         """What KIS answers without a suspend in between: one over which it fell may be as old."""
         while True:
-            ahead = self._clock.boot() - self._clock.now()
+            sleep = SleepWatch(self._clock, _SUSPENDED_S)
             made = await make(flight)
-            if self._clock.boot() - self._clock.now() - ahead < _SUSPENDED_S:
+            if not sleep.slept():
                 return made
 
     async def _prices(self, flight: Flight) -> _Made:

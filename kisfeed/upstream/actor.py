@@ -19,6 +19,7 @@ from kisfeed.core.connection import Close, Dial, DialFailure, FetchKey, Reason, 
 from kisfeed.core.engine import Action, Instant, SendRegistration, SendText
 from kisfeed.errors import KisRefused, KisUnreachable
 from kisfeed.kis import control
+from kisfeed.seams import SleepWatch
 from kisfeed.upstream.transport import Link, NoHandshake, open_link
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     Dialler = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
 _SUSPEND_CHECK_S: Final = 5.0
-_SUSPENDED_S: Final = 2.0  # a shorter sleep harms nothing; clocks drift by less
+_SUSPENDED_S: Final = 2.0  # a shorter sleep harms nothing
 _SENDS_WAITING: Final = 256  # PINGPONG echoes and paced registrations; more means a stuck link
 
 
@@ -86,7 +87,7 @@ class Upstream:
     _unsaved: Hygiene | None = attrs.field(default=None, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _ended: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
-    _boot_ahead: float = attrs.field(default=0.0, init=False)
+    _sleep: SleepWatch = attrs.field(init=False)
     _armed: float = attrs.field(default=-math.inf, init=False)
     _stopped: bool = attrs.field(default=False, init=False)
 
@@ -105,7 +106,7 @@ class Upstream:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the session until cancelled; a live session is closed with a close frame."""
-        self._boot_ahead = self._clock.boot() - self._clock.now()
+        self._sleep = SleepWatch(self._clock, _SUSPENDED_S)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -145,10 +146,8 @@ class Upstream:
         return Instant(self._clock.now(), self._clock.wall_ns())
 
     def _look_for_suspend(self) -> None:
-        """BOOTTIME runs on while the machine sleeps, the scheduler's clock does not."""
-        ahead = self._clock.boot() - self._clock.now()
-        slept, self._boot_ahead = ahead - self._boot_ahead, ahead
-        if slept > _SUSPENDED_S:
+        slept = self._sleep.slept()
+        if slept:
             self._engine.suspended(slept, self._at())
 
     def _perform(self, action: Action) -> None:
