@@ -29,6 +29,7 @@ _SESSION = {
     "epoch": 3, "state": "STREAMING", "data": 1, "code": "none", "since_ts": _T, "text": "",
 }  # fmt: skip
 TRADE = "trade.krx.005930"
+OTHER = "trade.krx.000660"
 BOOK = "book.krx.005930"
 NOTICE = "notice.krx.USER"
 
@@ -119,6 +120,59 @@ def subscribed(*topics: str, jitter: float = 0.0) -> Daemon:
     daemon.grant()
     daemon.taken()
     return daemon
+
+
+# A program that does not take its events.
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["tick", "tick", "tick", "image", "gap", "session", "take"]),
+            st.sampled_from([TRADE, OTHER]),
+        ),
+        max_size=120,
+    )
+)
+def test_what_a_program_does_not_take_is_bounded_and_told(steps: list[tuple[str, str]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_module, "MAX_EVENTS", 10)
+        daemon = subscribed(TRADE, OTHER)
+        said = {TRADE: 0, OTHER: 0}
+        others = 0
+        got: list[events.Event] = []
+        for what, topic in steps:
+            match what:
+                case "tick" | "image":
+                    said[topic] += what == "tick"
+                    daemon.trade(1, said[topic], image=what == "image", topic=topic)
+                case "gap":
+                    others += 1
+                    sseq = daemon.sseqs[topic]
+                    daemon.say(Type.GAP, daemon.sids[topic], sseq, sseq + 1, _T, _T, 0, "resyncing")
+                case "session":
+                    others += 1
+                    daemon.say(Type.SESSION, 3, "STREAMING", 1, "none", _T, "")
+                case _:
+                    waiting = daemon.core.events
+                    got += [waiting.popleft() for _ in range(min(2, len(waiting)))]
+            ticks = sum(isinstance(e, events.Row) and not e.image for e in daemon.core.events)
+            assert ticks <= 15
+        got += daemon.taken()
+        assert sum(isinstance(e, (events.Gap, events.Session)) for e in got) == others
+        for topic, sent in said.items():
+            seen = lost = 0
+            for event in got:
+                if isinstance(event, events.Lost) and event.topic == topic:
+                    assert event.from_sseq == seen + lost + 1
+                    lost += event.n
+                    assert event.to_sseq == seen + lost
+                elif isinstance(event, events.Trade) and event.topic == topic:
+                    if not event.image:
+                        seen += 1
+                    assert event.sseq == seen + lost
+            assert seen + lost == sent
+            assert daemon.core.subscriptions()[topic].lost == lost
 
 
 # Handshake.

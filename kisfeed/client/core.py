@@ -50,6 +50,9 @@ MOST_QUESTIONS: Final = 12
 """Questions about symbols that are out at a time; the daemon takes 16 calls of one client, and
 the rest are for orders."""
 
+MAX_EVENTS: Final = 100_000
+"""Events that wait for a program that does not take them (about 50 MB); see ``_make_room``."""
+
 _QUESTIONS: Final = frozenset({"quotes", "daily", "symbols"})
 _TICK: Final = int(Type.TICK)
 _IMAGE: Final = int(Type.IMAGE)
@@ -305,6 +308,7 @@ class ClientCore:
         self._leave_at = math.inf
         self._heard_ts = 0
         self._epoch = 0
+        self._full_at = MAX_EVENTS
 
     # What the shell asks.
 
@@ -386,6 +390,8 @@ class ClientCore:
             self._send_questions(now)
         except BadFrame as error:
             self._drop(str(error), now, error)
+        if len(self.events) >= self._full_at:
+            self._make_room()
 
     def lost(self, why: str, now: float) -> None:
         """The connection broke, or a frame was sent in part only."""
@@ -637,6 +643,39 @@ class ClientCore:
         if type(event) is events.Trade and (cum_qty := event.cum_qty) is not None:
             wanted.last_cum = cum_qty
         self.events.append(event)
+
+    def _make_room(self) -> None:
+        """The program does not take its events: ticks of the older half go, and are told as lost.
+
+        All else stays in its place; of the images the last of each topic, if no tick replaces it.
+        """
+        waiting = self.events
+        kept: list[events.Event] = []
+        images: dict[str, events.Event] = {}
+        gone: dict[tuple[str, int], list[events.Row]] = {}
+
+        def tell() -> None:
+            for (topic, sid), rows in gone.items():
+                if topic in self._wanted:
+                    self._wanted[topic].lost += len(rows)
+                first, last = rows[0].sseq, rows[-1].sseq
+                lost = events.Lost(topic, sid, first, last, len(rows), str(Code.OVER_LIMIT))
+                kept.append(lost)
+            gone.clear()
+
+        for _ in range(len(waiting) // 2):
+            event = waiting.popleft()
+            if not isinstance(event, events.Row):
+                tell()
+                kept.append(event)
+            elif event.image:
+                images[event.topic] = event
+            else:
+                images.pop(event.topic, None)
+                gone.setdefault((event.topic, event.sid), []).append(event)
+        tell()
+        waiting.extendleft(reversed([*kept, *images.values()]))
+        self._full_at = max(MAX_EVENTS, len(waiting) + MAX_EVENTS // 2)
 
     def _answer_get(self, message: list[Any]) -> bool:
         for number, request in self._requests.items():

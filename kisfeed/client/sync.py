@@ -263,8 +263,10 @@ class Client:
         queue = self._core.events
         limit = math.inf if timeout is None else timeout
         while True:
+            self._be_ours()
             try:
-                event = queue.popleft()
+                with self._changed:  # another thread may be making room in it
+                    event = queue.popleft()
             except IndexError:
                 if not self._until(lambda: bool(queue), limit):
                     return

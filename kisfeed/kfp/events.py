@@ -341,6 +341,8 @@ class Gap(Event):
 class Lost(Event):
     """This subscriber was too slow: *n* ticks of one topic were dropped for it alone.
 
+    By the daemon, or in this process where 100,000 events waited for a program that took none.
+
     Attributes:
         from_sseq, to_sseq: the first and the last dropped tick.
         n: how many.
