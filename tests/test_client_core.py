@@ -925,6 +925,22 @@ def test_a_call_is_answered_refused_or_too_late() -> None:
     assert daemon.linked()
 
 
+def test_a_subscription_without_an_answer_is_made_anew_on_the_next_connection() -> None:
+    daemon = subscribed(TRADE)
+    request = daemon.core.subscribe(specs([OTHER]), daemon.now)
+    daemon.read()
+    for _ in range(4):
+        daemon.now += 10
+        daemon.trade(10, 100)
+        daemon.core.timer(daemon.now)
+    with pytest.raises(ServerRefused, match="timeout"):
+        request.outcome()
+    assert not daemon.core.linked
+    daemon.welcome()
+    (sub,) = daemon.read()
+    assert {item["topic"] for item in sub[2]["subs"]} == {TRADE, OTHER}
+
+
 def test_a_call_is_too_late_though_ticks_never_stop_but_not_before_a_backlog_was_read() -> None:
     daemon = subscribed(TRADE)
     answered = daemon.core.call("status", {}, daemon.now)

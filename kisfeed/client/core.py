@@ -414,8 +414,8 @@ class ClientCore:
             self._drop(Phrase("the daemon goes away"), now)
         else:
             for number, request in list(self._requests.items()):
-                if now >= request.deadline:
-                    self._too_late(number)
+                if now >= request.deadline and self.linked:
+                    self._too_late(number, now)
             self._send_questions(now)
 
     # What the caller wants.
@@ -519,14 +519,20 @@ class ClientCore:
             if now < request.deadline:
                 continue
             if request.overdue:
-                self._too_late(number)
+                self._too_late(number, now)
+                if not self.linked:
+                    return
             else:
                 request.overdue, request.deadline = True, now + BACKLOG_S
         self._answers_by = min((r.deadline for r in self._requests.values()), default=math.inf)
 
-    def _too_late(self, number: int) -> None:
-        refusal = ServerRefused(ErrorCode.TIMEOUT, f"no answer within {REQUEST_S:g} s")
-        self._requests.pop(number).finish(error=refusal)
+    def _too_late(self, number: int, now: float) -> None:
+        why = f"no answer within {REQUEST_S:g} s"
+        request = self._requests.pop(number)
+        request.finish(error=ServerRefused(ErrorCode.TIMEOUT, why))
+        if request.kind in {Type.SUB, Type.UNSUB, Type.SET}:
+            # What is subscribed over there nobody here knows: the next connection starts clean.
+            self._drop(why, now)
 
     def _send_questions(self, now: float) -> None:
         if not self._questions or self.phase is not Phase.READY:
