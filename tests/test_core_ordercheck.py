@@ -159,7 +159,8 @@ def test_the_step_is_that_of_the_kind_that_a_quote_tells() -> None:
 def test_an_order_without_a_price_is_valued_at_the_most_it_can_cost() -> None:
     assert checked(MARKET).value == 910_000
     unlimited = situation(facts=attrs.evolve(FACTS, upper=0, lower=0))
-    assert checked(MARKET, unlimited).value == 700_000
+    assert reason(MARKET, unlimited) == "value_cap"
+    assert checked(MARKET, unlimited, side=Side.SELL).value == 700_000
     assert reason(MARKET, situation(facts=None)) == "value_cap"
 
 

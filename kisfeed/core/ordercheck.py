@@ -141,6 +141,9 @@ def check(ask: Ask, rules: OrderRules, caps: Orders, now: Situation) -> Checked:
         if now.facts is None:
             text = Phrase("an order without a price cannot be valued: no quote")
             raise refusal("value_cap", text)
+        if ask.side == "buy" and not now.facts.upper:
+            text = Phrase("a buy without a price cannot be valued: no upper limit of the day")
+            raise refusal("value_cap", text)
         unit = now.facts.upper or now.facts.last
     value = unit * ask.qty
     if value > caps.max_value:
