@@ -1185,19 +1185,24 @@ def test_an_order_sent_while_the_list_was_read_may_be_in_it() -> None:
         assert orders.find("a", "bot").state is state
 
 
-def test_how_ours_are_entered_is_known_after_midnight_too() -> None:
+def test_how_ours_are_entered_is_known_after_midnight_and_a_restart_too() -> None:
     orders = book()
     accepted(orders, ask("first", symbol="000660"), 0, "4000")
     orders.rows(DAY, [row("4000", symbol="000660", channel="OpenAPI")], at(1))
+    written = orders.take_records()
     midnight = 86_400
     orders.take_changed()
     orders.forget(at(midnight))
     assert orders.orders == {}
-    order = sent(orders, ask("a"), midnight + 1)
-    orders.doubt(order.key, "reset", at(midnight + 1))
-    for now in (midnight + 2.0, midnight + 20.0):
-        orders.rows(order.day, [row("5001", midnight + 1, channel="MTS")], at(now))
-    assert orders.orders[order.key].state is OrderState.HUMAN
+    restarted, put_aside = book(), book()
+    restarted.replay(iter(written), at(midnight))
+    put_aside.replay(orders.needed(), at(midnight))
+    for known in (orders, restarted, put_aside):
+        order = sent(known, ask("a"), midnight + 1)
+        known.doubt(order.key, "reset", at(midnight + 1))
+        for now in (midnight + 2.0, midnight + 20.0):
+            known.rows(order.day, [row("5001", midnight + 1, channel="MTS")], at(now))
+        assert known.orders[order.key].state is OrderState.HUMAN
 
 
 def test_an_order_and_its_twin_are_never_told_apart_by_a_guess() -> None:

@@ -550,8 +550,13 @@ class Book:
             else:
                 self._ended.setdefault((day, row.number), at.now)
             owner = self.owner(day, row.number)
-            if owner is not None and self._answered(owner, row):
+            if (
+                owner is not None
+                and self._answered(owner, row)
+                and row.channel not in self._channels
+            ):
                 self._channels.add(row.channel)
+                self._records.append({"channel": row.channel})
         for order in list(self.orders.values()):
             if order.day == day and order.state in DOUBTFUL:
                 self._settle(order, at)
@@ -786,7 +791,9 @@ class Book:
         Raises:
             ValueError, KeyError, TypeError: a record of another program.
         """
+        records = list(records)
         self.orders.update(journaled(records))
+        self._channels.update(str(r["channel"]) for r in records if "channel" in r)
         self._own()
         for order in list(self.orders.values()):
             if order.state is OrderState.SENDING:
@@ -805,8 +812,9 @@ class Book:
                 self._owners[order.day, number] = order.key
 
     def needed(self) -> list[dict[str, Any]]:
-        """All that a journal has to hold: the orders that were sent, as they are now."""
-        return [_record(order) for order in self.orders.values() if order.sent_ts]
+        """All that a journal has to hold: what was sent, as it is now, and how ours are entered."""
+        channels = [{"channel": channel} for channel in sorted(self._channels)]
+        return channels + [_record(order) for order in self.orders.values() if order.sent_ts]
 
     def forget(self, at: Instant) -> None:
         """Drop from memory what neither today nor a doubt needs."""
