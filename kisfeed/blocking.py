@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from threading import Condition
+from threading import Condition, Lock
 
-__all__ = ["Condition", "jitter", "monotonic", "sleep"]
+__all__ = ["Condition", "Lock", "jitter", "monotonic", "sleep"]
 
 
 def monotonic() -> float:

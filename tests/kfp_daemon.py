@@ -32,6 +32,7 @@ class ScriptedDaemon:
     dying: int = 0
     mute: bool = False
     connections: int = 0
+    left: int = 0
     cum: int = 1000
     heard: list[list[Any]] = attrs.field(factory=list)
 
@@ -109,6 +110,7 @@ def listening(path: Path, daemon: ScriptedDaemon) -> Iterator[None]:
         with contextlib.suppress(OSError), link:
             while not conversation.over and (data := link.recv(65_536)):
                 link.sendall(conversation.answer(data))
+        daemon.left += 1
 
     def accept() -> None:
         with contextlib.suppress(OSError):

@@ -88,6 +88,49 @@ def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path) -> None:
         assert list(kf.events(timeout=0.1)) == []
 
 
+def test_a_child_that_uses_nothing_does_not_hold_its_parents_connection(tmp_path: Path) -> None:
+    daemon = ScriptedDaemon()
+    with listening(tmp_path / "s", daemon):
+        kf = kisfeed.connect(socket=tmp_path / "s")
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(reads, 1)
+            os._exit(0)
+        kf.close()
+        patience = blocking.monotonic() + 5
+        while not daemon.left and blocking.monotonic() < patience:
+            blocking.sleep(0.01)
+        left = daemon.left
+        os.write(writes, b"x")
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
+    assert left == 1
+
+
+def test_threads_of_a_child_share_its_new_connection(tmp_path: Path) -> None:
+    def works() -> bool:
+        answers: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(kf.call("status"))) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers == [{"instance": "fake"}] * 4
+
+    daemon = ScriptedDaemon()
+    with (
+        listening(tmp_path / "s", daemon),
+        kisfeed.connect(socket=tmp_path / "s"),
+        kisfeed.connect(socket=tmp_path / "s") as kf,
+    ):
+        assert in_a_fork(works)
+        assert daemon.connections == 3
+
+
 def test_a_child_forked_within_another_threads_call_says_so(tmp_path: Path) -> None:
     def refused() -> bool:
         with pytest.raises(Disconnected, match="another thread"):

@@ -493,9 +493,27 @@ async def test_a_full_disk_keeps_nobody_from_cancelling(
                 gone = await b.call("order.cancel", target="rests")
                 assert gone["state"] == "accepted"
                 assert [o.open for o in sim.simulator.brokerage.orders].count(10) == 1
-        async with serving(sim, tmp_path) as b:  # which knows nothing of that cancellation
+            await trio.sleep(60)  # the list is read, and what waits is written
+        async with serving(sim, tmp_path) as b:
+            assert (await b.show(gone["id"]))["state"] == "accepted"
             await trio.sleep(30)
             assert [(await b.show(name))["open_qty"] for name in ("rests", "stays")] == [0, 10]
+
+
+async def test_a_restart_on_a_full_disk_forgets_a_cancellation_and_not_what_it_did(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_memory_simulator(QUIET) as sim:
+        async with serving(sim, tmp_path) as b:
+            await b.buy("rests", price=b.ask - 5_000)
+            monkeypatch.setattr(DirectDisk, "append", no_space)
+            gone = await b.call("order.cancel", target="rests")
+        monkeypatch.undo()
+        async with serving(sim, tmp_path) as b:
+            with pytest.raises(OrderRefused, match="no order"):
+                await b.show(gone["id"])
+            await trio.sleep(30)
+            assert (await b.show("rests"))["open_qty"] == 0
 
 
 def test_resume_ends_a_halt_that_no_disk_took(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import deque
+from collections import Counter, deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -163,7 +164,7 @@ class Subscription:
     Attributes:
         sid: its number in the present daemon instance; None while there is no connection, or it
             was refused.
-        lost: ticks that the daemon dropped because this client was slow.
+        lost: ticks that were dropped because this client was slow.
         conflated: ticks that the mode passed over.
     """
 
@@ -256,7 +257,8 @@ class ClientCore:
     close the socket. *now* is seconds of any monotonic clock.
 
     Attributes:
-        events: what happened, for the caller to take from the left.
+        events: what happened, for the caller to take from the left; another one after a call of
+            :meth:`received`, perhaps.
         failure: why nothing will be tried again; None while there is hope.
         welcome: the last WELCOME's map.
         heartbeat: the last one.
@@ -651,37 +653,48 @@ class ClientCore:
         self.events.append(event)
 
     def _make_room(self) -> None:
-        """The program does not take its events: ticks of the older half go, and are told as lost.
+        """The program does not take its events: older ticks go, and are told as lost.
 
-        All else stays in its place; of the images the last of each topic, if no tick replaces it.
+        All else stays in its place; of images in a row the last stays, if no tick replaces it. An
+        interrupt leaves what was there.
         """
-        waiting = self.events
+        older = len(self.events) - MAX_EVENTS // 2
         kept: list[events.Event] = []
         images: dict[str, events.Event] = {}
-        gone: dict[tuple[str, int], list[events.Row]] = {}
+        gone: dict[tuple[str, int], list[int]] = {}  # first, last, how many
+        dropped: Counter[str] = Counter()
 
-        def tell() -> None:
-            for (topic, sid), rows in gone.items():
-                if topic in self._wanted:
-                    self._wanted[topic].lost += len(rows)
-                first, last = rows[0].sseq, rows[-1].sseq
-                lost = events.Lost(topic, sid, first, last, len(rows), str(Code.OVER_LIMIT))
-                kept.append(lost)
-            gone.clear()
+        def settle(topic: str | None) -> None:
+            """Put what is to be said of *topic*, or of all, before what comes next."""
+            for key in [key for key in gone if topic in {None, key[0]}]:
+                first, last, count = gone.pop(key)
+                kept.append(events.Lost(*key, first, last, count, str(Code.OVER_LIMIT)))
+            kept.extend(images.pop(name) for name in list(images) if topic in {None, name})
 
-        for _ in range(len(waiting) // 2):
-            event = waiting.popleft()
-            if not isinstance(event, events.Row):
-                tell()
-                kept.append(event)
-            elif event.image:
-                images[event.topic] = event
-            else:
+        for event in islice(self.events, older):
+            if isinstance(event, events.Row):
+                if event.image:
+                    images[event.topic] = event
+                    continue
                 images.pop(event.topic, None)
-                gone.setdefault((event.topic, event.sid), []).append(event)
-        tell()
-        waiting.extendleft(reversed([*kept, *images.values()]))
-        self._full_at = max(MAX_EVENTS, len(waiting) + MAX_EVENTS // 2)
+                dropped[event.topic] += 1
+                first, last, count = event.sseq, event.sseq, 1
+            elif isinstance(event, events.Lost):
+                if event.topic in images:
+                    settle(event.topic)
+                first, last, count = event.from_sseq, event.to_sseq, event.n
+            else:
+                settle(getattr(event, "topic", None))
+                kept.append(event)
+                continue
+            span = gone.setdefault((event.topic, event.sid), [first, last, 0])
+            span[1], span[2] = last, span[2] + count
+        settle(None)
+        self.events = deque([*kept, *islice(self.events, older, None)])
+        self._full_at = max(MAX_EVENTS, len(self.events) + MAX_EVENTS // 2)
+        for topic, count in dropped.items():
+            if topic in self._wanted:
+                self._wanted[topic].lost += count
 
     def _answer_get(self, message: list[Any]) -> bool:
         for number, request in self._requests.items():

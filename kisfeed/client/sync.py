@@ -6,6 +6,7 @@ import math
 import os
 import select
 import socket as sockets
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -85,8 +86,10 @@ class Client:
         self._path = path
         self._socket: sockets.socket | None = None
         self._changed = blocking.Condition()
+        self._taking = blocking.Lock()  # an event, or all of them to make room
         self._reading = False
-        self._pid = os.getpid()
+        self._inherited = False  # over a fork, and not used since
+        _clients.add(self)
         try:
             self._until(lambda: core.phase is Phase.READY)
         except BaseException:
@@ -120,7 +123,6 @@ class Client:
     @property
     def subscriptions(self) -> Mapping[str, Subscription]:
         """Every subscribed topic and what became of it."""
-        self._be_ours()
         with self._changed:
             return self._core.subscriptions()
 
@@ -260,22 +262,20 @@ class Client:
         Raises:
             ServerRefused: the daemon that came back refuses this client for good.
         """
-        queue = self._core.events
+        core = self._core
         limit = math.inf if timeout is None else timeout
         while True:
-            self._be_ours()
             try:
-                with self._changed:  # another thread may be making room in it
-                    event = queue.popleft()
+                with self._taking:
+                    event = core.events.popleft()
             except IndexError:
-                if not self._until(lambda: bool(queue), limit):
+                if not self._until(lambda: bool(core.events), limit):
                     return
             else:
                 yield event
 
     def close(self) -> None:
         """Leave the daemon; iterations end. Closing twice does nothing."""
-        self._let_go_of_the_parents()
         with self._changed:
             self._core.close()
             if self._reading and self._socket is not None:
@@ -292,7 +292,9 @@ class Client:
         return questions.answers()
 
     def _answer(self, ask: Callable[[float], Request]) -> Any:
-        self._be_ours()
+        if self._inherited:  # no daemon at this moment, but one to be dialled
+            self._until(lambda: self._core.phase is Phase.READY, GREETING_S)
+            self._inherited = False
         with self._changed:
             request = ask(blocking.monotonic())
             self._flush()
@@ -305,7 +307,6 @@ class Client:
         One thread at a time does the reading, for all of them.
         """
         give_up = blocking.monotonic() + timeout
-        self._be_ours()
         with self._changed:
             while not done():
                 if self._core.phase is Phase.CLOSED:
@@ -326,26 +327,20 @@ class Client:
                     self._changed.notify_all()
         return True
 
-    def _be_ours(self) -> None:
-        """In a child of a fork, connect anew before anything else."""
-        if self._let_go_of_the_parents():
-            self._until(lambda: self._core.phase is Phase.READY, GREETING_S)
-
-    def _let_go_of_the_parents(self) -> bool:
-        """Whether this is a child of a fork; its end of the parent's connection is closed then."""
-        if self._pid == os.getpid():
-            return False
+    def _forked(self) -> None:
+        """In the child of a fork, before anything else runs: the connection is the parent's."""
         # Held by a thread that is not in this process: what it was changing is half changed.
         torn = not self._changed.acquire(blocking=False)
-        self._pid, self._changed, self._reading = os.getpid(), blocking.Condition(), False
+        self._changed, self._taking = blocking.Condition(), blocking.Lock()
+        self._reading = False
         self._hang_up()
         if self._core.phase is Phase.CLOSED:
-            return True
+            return
         if torn:
             self._core.give_up(Disconnected(Phrase("forked within a call of another thread")))
         else:
+            self._inherited = True
             self._core.lost(Phrase("the connection is the parent process's"), blocking.monotonic())
-        return True
 
     def _step(self, give_up: float) -> None:
         """One dial, one pause or one read; called and left with the lock held."""
@@ -396,7 +391,9 @@ class Client:
 
     def _read(self, link: sockets.socket) -> None:
         try:
-            self._core.received(link.recv(_READ), blocking.monotonic())
+            data = link.recv(_READ)
+            with self._taking:
+                self._core.received(data, blocking.monotonic())
         except OSError as error:
             self._core.lost(f"the connection broke ({error.strerror})", blocking.monotonic())
         except BaseException:
@@ -425,6 +422,17 @@ class Client:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+_clients: Final[weakref.WeakSet[Client]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for client in list(_clients):
+        client._forked()  # noqa: SLF001  # of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _readable(link: sockets.socket, timeout: float) -> bool:

@@ -91,12 +91,12 @@ class AsyncClient(abc.ABC):
         return self
 
     async def __anext__(self) -> Event:
-        queue = self._core.events
+        core = self._core
         await self._checkpoint()
-        while not queue:
-            if not await self._until(lambda: bool(queue)):
+        while not core.events:
+            if not await self._until(lambda: bool(core.events)):
                 raise StopAsyncIteration
-        return queue.popleft()
+        return core.events.popleft()
 
     async def subscribe(
         self,

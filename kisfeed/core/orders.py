@@ -96,7 +96,8 @@ class Book:
 
     Methods that change orders note them for :meth:`take_changed`, and those whose change must
     outlive the process for :meth:`take_records`. The shell appends the record of :meth:`intend`
-    durably before a byte is sent, and all others as soon as it can.
+    durably before a byte is sent (but for a cancellation of all that is left, on a full disk), and
+    all others as soon as it can.
 
     Args:
         rules: what KIS takes.
@@ -145,6 +146,10 @@ class Book:
         """Records to append to the journal, in order."""
         records, self._records = self._records, []
         return records
+
+    def give_back(self, records: Sequence[dict[str, Any]]) -> None:
+        """They could not be written: :meth:`take_records` gives them again, before newer ones."""
+        self._records[:0] = records
 
     # Asking.
 
@@ -419,7 +424,7 @@ class Book:
         )
 
     def intended(self, record: Mapping[str, Any]) -> Order:
-        """The intent is on disk."""
+        """The intent is on disk, or need not be."""
         order = Order.from_map(record["order"])
         self.orders[order.key] = order
         self._changed[order.key] = None

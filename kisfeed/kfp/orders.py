@@ -87,7 +87,7 @@ class Order:
         warnings: what a person should know before it is placed.
         value: won it may cost at most, as the caps count it.
         created_ts, sent_ts, updated_ts: nanoseconds since 1970 UTC; ``sent_ts`` is when its intent
-            was written.
+            was to be written.
     """
 
     client: str

@@ -681,8 +681,8 @@ class OrderDesk:
     async def _write(self, *, strict: bool = False) -> None:
         """Put what must outlive this process on disk.
 
-        What cannot be written is in doubt after a restart and found out anew: nothing is wrong
-        about it now, so only a *strict* caller hears of it.
+        What cannot be written is tried again with what comes next. After a restart it would be in
+        doubt and found out anew: nothing is wrong about it now, so only a *strict* caller hears.
         """
         async with self._writing:
             records = self._book.take_records()
@@ -691,6 +691,7 @@ class OrderDesk:
             try:
                 await self._journal.append(*records)
             except StateError as exc:
+                self._book.give_back(records)
                 self._unwritten(exc)
                 if strict:
                     raise
