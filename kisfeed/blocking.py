@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from threading import Condition, Lock
+from threading import Condition, RLock
 
-__all__ = ["Condition", "Lock", "jitter", "monotonic", "sleep"]
+__all__ = ["Condition", "RLock", "jitter", "monotonic", "sleep"]
 
 
 def monotonic() -> float:

@@ -95,6 +95,7 @@ def test_a_child_that_uses_nothing_does_not_hold_its_parents_connection(tmp_path
         reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
+            signal.alarm(30)
             os.read(reads, 1)
             os._exit(0)
         kf.close()
@@ -145,7 +146,7 @@ def test_a_child_forked_within_another_threads_call_says_so(tmp_path: Path) -> N
         held, forked = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with kf._changed:
+            with kf._lock:
                 held.set()
                 forked.wait()
 

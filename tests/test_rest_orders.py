@@ -219,6 +219,28 @@ async def test_an_order_that_a_person_places_too_is_never_guessed(
         assert settled["state"] == "accepted"
 
 
+async def test_what_a_person_settled_is_written_though_he_left_while_it_was(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(*_: object) -> None:
+        await trio.sleep_forever()
+
+    async with open_memory_simulator(QUIET) as sim:
+        async with serving(sim, tmp_path) as b:
+            b.sim.inject("order_twin")
+            b.sim.inject("order_lost_after")
+            await b.refused("a", price=b.ask - 5_000)
+            order = await b.until("a", "human", within=40)
+            settled = {"order_no": order["candidates"][1], "reason": "mine"}
+            with monkeypatch.context() as patch, trio.move_on_after(1) as patience:
+                patch.setattr(DirectDisk, "append", hangs)
+                await b.call("order.resolve", client_order_id="a", **settled)
+            assert patience.cancelled_caught
+            await trio.sleep(120)  # the list is read, and what waits is written
+        async with serving(sim, tmp_path) as b:
+            assert (await b.show("a"))["state"] == "accepted"
+
+
 async def test_a_refusal_of_kis_is_no_doubt(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with bench(tmp_path) as b:
         b.sim.inject("order_refused")

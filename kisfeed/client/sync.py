@@ -85,8 +85,8 @@ class Client:
         self._core = core
         self._path = path
         self._socket: sockets.socket | None = None
-        self._changed = blocking.Condition()
-        self._taking = blocking.Lock()  # an event, or all of them to make room
+        self._lock = blocking.RLock()
+        self._changed = blocking.Condition(self._lock)
         self._reading = False
         self._inherited = False  # over a fork, and not used since
         _clients.add(self)
@@ -266,7 +266,7 @@ class Client:
         limit = math.inf if timeout is None else timeout
         while True:
             try:
-                with self._taking:
+                with self._lock:  # a reader that makes room replaces the queue
                     event = core.events.popleft()
             except IndexError:
                 if not self._until(lambda: bool(core.events), limit):
@@ -330,8 +330,9 @@ class Client:
     def _forked(self) -> None:
         """In the child of a fork, before anything else runs: the connection is the parent's."""
         # Held by a thread that is not in this process: what it was changing is half changed.
-        torn = not self._changed.acquire(blocking=False)
-        self._changed, self._taking = blocking.Condition(), blocking.Lock()
+        torn = not self._lock.acquire(blocking=False)
+        self._lock = blocking.RLock()
+        self._changed = blocking.Condition(self._lock)
         self._reading = False
         self._hang_up()
         if self._core.phase is Phase.CLOSED:
@@ -391,9 +392,7 @@ class Client:
 
     def _read(self, link: sockets.socket) -> None:
         try:
-            data = link.recv(_READ)
-            with self._taking:
-                self._core.received(data, blocking.monotonic())
+            self._core.received(link.recv(_READ), blocking.monotonic())
         except OSError as error:
             self._core.lost(f"the connection broke ({error.strerror})", blocking.monotonic())
         except BaseException:

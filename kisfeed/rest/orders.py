@@ -398,8 +398,8 @@ class OrderDesk:
             self._book.forget(began)
             self._ledger.forget(day_of(began.wall_ns))
         self._ready.set()
-        await self._write()
-        if self._book.outlived:
+        # What waits is of a day that is put aside, perhaps: it goes first, or nothing does.
+        if await self._write() and self._book.outlived:
             await self._put_aside(day_of(began.wall_ns))
         for order in self._tell():
             if order.state in _SETTLED:
@@ -678,8 +678,8 @@ class OrderDesk:
             if order.state in _UNSENT and not order.sent_ts:
                 self._note(f"order_{order.state}", order)
 
-    async def _write(self, *, strict: bool = False) -> None:
-        """Put what must outlive this process on disk.
+    async def _write(self, *, strict: bool = False) -> bool:
+        """Put what must outlive this process on disk; whether it is there.
 
         What cannot be written is tried again with what comes next. After a restart it would be in
         doubt and found out anew: nothing is wrong about it now, so only a *strict* caller hears.
@@ -687,7 +687,7 @@ class OrderDesk:
         async with self._writing:
             records = self._book.take_records()
             if not records:
-                return
+                return True
             try:
                 await self._journal.append(*records)
             except StateError as exc:
@@ -695,6 +695,11 @@ class OrderDesk:
                 self._unwritten(exc)
                 if strict:
                     raise
+                return False
+            except BaseException:
+                self._book.give_back(records)  # cancelled, with the caller that asked
+                raise
+            return True
 
     async def _put_aside(self, day: str) -> None:
         """What is of no use to this day any more goes from the journal to an archive."""
@@ -705,6 +710,9 @@ class OrderDesk:
             except StateError as exc:
                 self._book.outlived = True
                 self._unwritten(exc)
+            except BaseException:
+                self._book.outlived = True
+                raise
 
     async def _append(self, record: Mapping[str, Any]) -> None:
         async with self._writing:
