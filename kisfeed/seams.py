@@ -66,19 +66,20 @@ class SleepWatch:
     """Tells that the machine was suspended, which the scheduler's clock alone does not show."""
 
     def __init__(self, clock: Clock, least_s: float) -> None:
-        """Watch from this moment on; what sums up to less than *least_s* is not told."""
+        """Watch from this moment on; less than *least_s* between two calls is no sleep."""
         self._clock = clock
         self._least_s = least_s
         self._ahead = clock.boot() - clock.now()
 
     def slept(self) -> float:
-        """Seconds of sleep that no earlier call has told; 0.0 for none."""
+        """Seconds slept since the last call; 0.0 for none.
+
+        What was too short to be told is never added to what comes later: it would shorten a pause
+        that began behind it.
+        """
         ahead = self._clock.boot() - self._clock.now()
-        slept = ahead - self._ahead
-        if slept < self._least_s:
-            return 0.0
-        self._ahead = ahead
-        return slept
+        slept, self._ahead = ahead - self._ahead, ahead
+        return slept if slept >= self._least_s else 0.0
 
 
 @attrs.define
