@@ -39,11 +39,11 @@ from kisfeed.simulator import Happening
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kisfeed.chaos.run import Run
     from kisfeed.limits import Limits
-    from kisfeed.simulator.exchange import Exchange
+    from kisfeed.simulator import exchange
 
 # Records that the daemon refuses to read, and says so.
 _UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra_column"})
@@ -419,12 +419,11 @@ def _pinned(seen: Seen, _: Limits) -> Finding:
     return Finding({Phrase("evicted"): len(evicted)}, faults=tuple(evicted))
 
 
-def _refusals_told(line: Line, exchange: Exchange) -> int:
+def _refusals_told(line: Line, refused: Sequence[exchange.Line]) -> int:
     """Requests whose refusal as one too many was read; what is not told cannot be learnt.
 
-    An answer that names the key of another is no refusal of this one's.
+    An answer that names the key of another, which is none of *refused*, is no refusal of this one.
     """
-    refused = [r for r in exchange.history if r.code == "OPSP0008"]
     told = 0
     requests = [request for request in line.requests if request.subscribe]
     for number, request in enumerate(requests):
@@ -442,7 +441,8 @@ def _refusals_told(line: Line, exchange: Exchange) -> int:
 
 def _over_cap(seen: Seen, _: Limits) -> Finding:
     run = seen.run
-    most = max((_refusals_told(line, run.exchange) for line in seen.lines), default=0)
+    refused = [line for line in run.exchange.history if line.code == "OPSP0008"]
+    most = max((_refusals_told(line, refused) for line in seen.lines), default=0)
     # Every time that the cap falls, or that KIS forgets one and lets another take its place, one
     # request is refused; a NACK may say it out of turn.
     falls = sum(s.kind == "kis.cap" for s in run.case.steps)

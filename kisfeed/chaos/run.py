@@ -476,8 +476,8 @@ class _World:
             key = key_of(topic(0))
         lasts, count = step.lasts or None, step.count
         if kind is Kind.BURST:
-            registered = self.sim.exchange.registered()
-            count = max(1, count // max(1, len(registered) if step.topic < 0 else 1))
+            hit = len(self.sim.exchange.registered()) if step.topic < 0 else 1
+            count = max(1, count // max(1, hit))
         fault = Fault(
             kind,
             lasts=lasts,

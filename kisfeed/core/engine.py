@@ -146,6 +146,7 @@ class Engine:
         prices: for those who poll where KIS does not stream, and for quotes.
         join: given each notice's kind and fields, tells what else belongs into it.
         notices_resumed: called when notices come, after they may not have come for a while.
+        stopped: the process ends; nothing dials any more.
     """
 
     instance: str
@@ -186,7 +187,7 @@ class Engine:
     _since_ts: int = attrs.field(init=False)
     _ready_at: float = attrs.field(default=math.inf, init=False)
     _settled: bool = attrs.field(default=False, init=False)
-    _stopped: bool = attrs.field(default=False, init=False)
+    stopped: bool = attrs.field(default=False, init=False)
     _crowded: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     _stalled: dict[RegKey, None] = attrs.field(factory=dict, init=False)
     # Of notices, of which one at least did not come.
@@ -263,7 +264,7 @@ class Engine:
 
     def stop(self, at: Instant) -> None:
         """The process ends: close what stands. Nothing dials after this."""
-        self._stopped = True
+        self.stopped = True
         self._connection(self.connection.unwant(at.now, Reason.STOPPED), at)
 
     def timer(self, at: Instant) -> None:
@@ -981,7 +982,7 @@ class Engine:
 
     def _want(self, at: Instant) -> None:
         self._market.due = at.now  # other venues may be wanted
-        if self._stopped:
+        if self.stopped:
             return  # programs that leave, or come, while the session ends
         if self.interest.any_active():
             self._connection(self.connection.want(at.now), at)

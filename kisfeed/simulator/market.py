@@ -253,7 +253,6 @@ class _View:
     at: dt.datetime
     key: RegKey
     rng: seams.Rng
-
     _asks: list[tuple[int, int]] | None = None
     _bids: list[tuple[int, int]] | None = None
 
@@ -399,13 +398,10 @@ def _getter(name: str, kind: str) -> Callable[[_View], str]:
 
 
 def _book(level: int, *, ask: bool, part: int) -> Callable[[_View], str]:
+    side = _View.asks if ask else _View.bids
     if part:
-        if ask:
-            return lambda v: str(v.asks()[level][1])
-        return lambda v: str(v.bids()[level][1])
-    if ask:
-        return lambda v: v.price(v.asks()[level][0])
-    return lambda v: v.price(v.bids()[level][0])
+        return lambda v: str(side(v)[level][1])
+    return lambda v: v.price(side(v)[level][0])
 
 
 def _generic(name: str, kind: str) -> Callable[[_View], str]:

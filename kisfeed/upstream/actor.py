@@ -89,7 +89,6 @@ class Upstream:
     _ended: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _sleep: SleepWatch = attrs.field(init=False)
     _armed: float = attrs.field(default=-math.inf, init=False)
-    _stopped: bool = attrs.field(default=False, init=False)
 
     def kick(self) -> None:
         """Perform what the engine wants and send what its outboxes hold; call after every change.
@@ -126,8 +125,7 @@ class Upstream:
 
     def stop(self) -> None:
         """Begin to end the session, with a close frame, for good; :meth:`close` waits for it."""
-        if not self._stopped:
-            self._stopped = True
+        if not self._engine.stopped:
             self._engine.stop(self._at())
             self.kick()
 
