@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from kisfeed.seams import Seeded
 
+_GIVES_WAY: Final = 0.25  # of the sends; a pass of the scheduler is most of what one costs
+
 KEEPALIVE_S: Final = 15.0
 """How long a kernel with our socket options lets nothing be acknowledged."""
 
@@ -52,6 +54,25 @@ class LeapingClock(trio.abc.Clock):
         """Call *what* at *when*, between two passes of the scheduler; it may wake tasks."""
         self._number += 1
         heapq.heappush(self._calls, (when, self._number, what))
+
+    async def sleep(self, seconds: float) -> None:
+        """As :func:`trio.sleep`, without a cancel scope; for the world around the program."""
+        if seconds <= 0:
+            await trio.lowlevel.checkpoint()
+            return
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+
+        def wake() -> None:
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            nonlocal task
+            task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.call_at(self._now + seconds, wake)
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def start_clock(self) -> None:
         """Nothing runs by itself; Trio no longer asks the kernel at each pass."""
@@ -223,7 +244,10 @@ class Stream(DirectStream, trio.abc.HalfCloseableStream):
         return self
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint()
+        if self._route.gives_way():
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         rest = bytes(data)
         while True:
             await self._room()
@@ -269,13 +293,12 @@ class Stream(DirectStream, trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         slept = False
         self._check()
-        while pipe.ready_at() > trio.current_time():
+        while pipe.ready_at() > (now := self._route.clock.current_time()):
             slept = True
             await pipe.change()
             self._check()
         data = b""
         if pipe.queue:
-            now = trio.current_time()
             data = self._take(pipe, now, math.inf if max_bytes is None else max_bytes)
             pipe.wake()  # a sender may have waited for room
             if self._near:
@@ -391,6 +414,10 @@ class Route:
         low, high = self.latency_s
         return low + (high - low) * self._rng.random()
 
+    def gives_way(self) -> bool:
+        """Whether a send lets other tasks run first."""
+        return self._rng.random() < _GIVES_WAY
+
     def chop(self, size: int, most: float) -> int:
         """How many of *size* bytes that are there a read returns."""
         size = int(min(size, most))
@@ -463,7 +490,7 @@ class Route:
             raise OSError(errno.ENETUNREACH, "network is unreachable")
         while self._dial_fault() is DialFault.HANG or self._held(up=True) or self._held(up=False):
             await self._healed.park()  # SYNs are sent again, so a heal lets one through
-        await trio.sleep(2 * self.latency())
+        await self.clock.sleep(2 * self.latency())
         fault = self._dial_fault()
         if fault is DialFault.REFUSED or self.refuses():
             self._trace(self.name, "refused", number)
@@ -568,7 +595,7 @@ class Route:
         return next((t.dial for t in self._troubles.values() if t.dial is not None), None)
 
     async def _serve(self, wire: Wire) -> None:
-        await trio.sleep(self.latency())
+        await self.clock.sleep(self.latency())
         await self._accept(wire.far)
 
     async def _keepalive(self, wire: Wire, since: float) -> None:

@@ -156,12 +156,13 @@ class Program:
         """Stay subscribed, whatever happens."""
         core = self._core = ClientCore(self.name, jitter=rng.random, wait=True, heartbeats=True)
         client = self.client = Client(core, self.route.dial)
+        clock = self.route.clock
         try:
             await client.greet()
             for name in self.topics:
                 await self.take_up(name, priority(name))
             async for event in client:
-                now = trio.current_time()
+                now = clock.current_time()
                 while self._let_go and self._let_go[0][0] <= self._taken:
                     self.log.append((now, None, self._let_go.popleft()[1]))
                 self.log.append((now, event, ""))
@@ -169,9 +170,10 @@ class Program:
                     self.session = event
                 self._taken += 1
                 if self.pace:
-                    await trio.sleep(self.pace)
-                if self.stalled_until > trio.current_time():
-                    await trio.sleep_until(self.stalled_until)
+                    await clock.sleep(self.pace)
+                    now = clock.current_time()
+                if self.stalled_until > now:
+                    await clock.sleep(self.stalled_until - now)
         finally:
             with trio.CancelScope(shield=True):
                 await client.aclose()
@@ -423,9 +425,9 @@ class _World:
         disk = self.disk
         assert disk is not None
         post = self.trader.post(path, body, disk.refused_at)
-        await trio.sleep(self.kis.latency())
-        while self.rest_held_until > trio.current_time():  # noqa: ASYNC110  # it may move
-            await trio.sleep_until(self.rest_held_until)
+        await self.kis.clock.sleep(self.kis.latency())
+        while (left := self.rest_held_until - trio.current_time()) > 0:  # it may move
+            await self.kis.clock.sleep(left)
         # What arrives when a dead process cannot have sent it has not arrived.
         if disk.dead:
             raise ConnectionResetError("the process is gone")
@@ -434,7 +436,7 @@ class _World:
         status, sent, content = await self.sim.rest(method, path, headers, body)
         self._learn_secrets(content)
         self.rest_calls.append((trio.current_time(), path.partition("?")[0], str(status)))
-        await trio.sleep(self.kis.latency())
+        await self.kis.clock.sleep(self.kis.latency())
         if post is not None:
             post.told = b'"rt_cd"' in content and content.endswith(b"}")
         return status, sent, content
@@ -455,12 +457,12 @@ class _World:
         """Let the schedule happen."""
         ends = trio.current_time() + self.case.setup.horizon
         for step in self.case.steps:
-            await trio.sleep(step.dt)
+            await self.kis.clock.sleep(step.dt)
             left = ends - trio.current_time()
             if left <= 0:
                 break
             self._do(attrs.evolve(step, lasts=min(step.lasts, left)))
-        await trio.sleep_until(ends)
+        await self.kis.clock.sleep(ends - trio.current_time())
 
     def _do(self, step: Step) -> None:
         self.note("step", step.kind, step.lasts, step.value, step.count, step.topic, step.code)
@@ -612,7 +614,7 @@ class _World:
         """A program that comes, wants much and goes."""
         route = self.door
         client = Client(ClientCore(f"passer {number}", jitter=self.rng.random), route.dial)
-        await trio.sleep(self.rng.random() * 2)
+        await route.clock.sleep(self.rng.random() * 2)
         count = self.rng.randint(1, 20)
         first = self.rng.randrange(_STORM_TOPICS)
         try:
@@ -670,7 +672,7 @@ class _World:
         while not test():
             if trio.current_time() - started > within:
                 return math.inf
-            await trio.sleep(_STEP_S)
+            await self.kis.clock.sleep(_STEP_S)
         return trio.current_time() - started
 
     def rows_of_market(self) -> dict[tuple[str, str], int]:

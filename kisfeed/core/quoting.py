@@ -302,7 +302,10 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
 
 def _number(row: Mapping[str, Any], name: str) -> int | None:
     text = _text(row, name)
-    return None if text is None else values.Numbers().tolerant(text.encode(), 0)
+    return None if text is None else _WHOLE(text.encode())
+
+
+_WHOLE: Final = values.Numbers().one(0)
 
 
 def _traded(row: Mapping[str, Any], name: str) -> int | None:

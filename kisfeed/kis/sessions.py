@@ -123,6 +123,8 @@ class Calendar:
         self._observed: dict[str, _Observed] = {}
         self._agreed: dict[tuple[str, str], tuple[str, int]] = {}
         self._days: dict[tuple[str, int], tuple[_Span, ...]] = {}
+        # A span without a break in which a market is open; a market that never closes has many.
+        self._open: dict[str, tuple[int, int]] = {}
 
     def phase(self, venue: str, wall_ns: int, tr_key: str = "") -> Phase:
         """What *venue* does at *wall_ns*; an observation on the wire outweighs the timetable.
@@ -261,14 +263,19 @@ class Calendar:
         return None
 
     def _next_opening(self, market: _Market, wall_ns: int) -> int | None:
-        at: int | None = wall_ns
+        since, until = self._open.get(market.name, (0, 0))
+        if not since <= wall_ns < until:
+            since = until = wall_ns
         horizon = wall_ns + _HORIZON_DAYS * DAY_NS
-        while at is not None and at < horizon:
-            phase = self._scheduled(market, at)
-            if not phase.open:
-                return phase.until
-            at = phase.until
-        return None
+        opening = None
+        while until < horizon:
+            phase = self._scheduled(market, until)
+            if not phase.open or phase.until is None:
+                opening = phase.until
+                break
+            until = phase.until
+        self._open[market.name] = (since, until)
+        return opening
 
     def _timetable(self, market: _Market, day: int) -> tuple[_Span, ...]:
         known = self._days.get((market.name, day))
