@@ -33,6 +33,7 @@ from kisfeed.chaos.schedule import Trouble
 from kisfeed.chaos.seen import Line, Seen, confirmed, see
 from kisfeed.core.connection import TRANSITIONS, Reason, State
 from kisfeed.kfp import events
+from kisfeed.kfp.messages import MAX_FRAME
 from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.limits import resolve
 from kisfeed.simulator import Happening
@@ -651,19 +652,14 @@ def _away(run: Run, since: float, until: float) -> bool:
 
 
 def _queues(seen: Seen, _: Limits) -> Finding:
-    beats = [
-        event
-        for program in seen.run.programs
-        for _at, event, _name in program.log
-        if isinstance(event, events.Heartbeat)
-    ]
-    most = max((beat.q_bytes for beat in beats), default=0)
+    queues = seen.run.queues
+    # Notices are few here; of what must not be dropped, one item may go over the bound.
+    over = queues.ticks > 2 * QUEUE_BYTES or queues.others > 2 * MAX_FRAME
+    told = f"{queues.ticks} bytes of ticks and {queues.others} of else queued for one program"
     return Finding(
-        {
-            Phrase("q_bytes"): most,
-            Phrase("q_age ms"): max((beat.q_age_ms for beat in beats), default=0),
-        },
-        faults=(f"{most} bytes queued for one program",) if most > 2 * QUEUE_BYTES else (),
+        {Phrase("bytes of ticks"): queues.ticks, Phrase("other bytes"): queues.others},
+        counts={Phrase("looks"): queues.looks},
+        faults=(told,) if over else (),
     )
 
 

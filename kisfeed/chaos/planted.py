@@ -332,6 +332,9 @@ BUGS: Final[dict[str, Bug]] = {
     "frames-lost": Bug(
         Phrase("the last frame of a long read is lost"), Engine, "on_frames", _frames_lost
     ),
+    "queue-without-bound": Bug(
+        Phrase("nothing is dropped for a slow program"), outbox.Outbox, "_shed", _nothing
+    ),
     "lost-off-by-one": Bug(Phrase("LOST says one less"), outbox.Outbox, "_tell", _one_too_few),
     "cut-forgotten": Bug(Phrase("a client forgets its own outage"), ClientCore, "lost", _asks_once),
     "sleep-unnoticed": Bug(Phrase("a suspend is not noticed"), Engine, "suspended", _nothing),

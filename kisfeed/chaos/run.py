@@ -128,6 +128,28 @@ class Life:
 
 
 @attrs.define(eq=False)
+class Queues:
+    """How full the queues for local programs were when a slow one looked.
+
+    Attributes:
+        looks: at one queue.
+        ticks: bytes of ticks and notices, the most of any queue; others: of what else waits.
+    """
+
+    looks: int = 0
+    ticks: int = 0
+    others: int = 0
+
+    def look(self, feed: Feed) -> None:
+        """Look at all queues of *feed*."""
+        for subscriber in feed.engine.subscriptions.subscribers.values():
+            box = subscriber.outbox
+            self.looks += 1
+            self.ticks = max(self.ticks, box.queued_bytes - box.control_bytes)
+            self.others = max(self.others, box.control_bytes)
+
+
+@attrs.define(eq=False)
 class Program:
     """A local program: what it wants and what it was told.
 
@@ -152,8 +174,10 @@ class Program:
     _taken: int = attrs.field(default=0, init=False)
     _let_go: deque[tuple[int, str]] = attrs.field(factory=deque, init=False)
 
-    async def run(self, rng: Seeded, priority: Callable[[str], int]) -> None:
-        """Stay subscribed, whatever happens."""
+    async def run(
+        self, rng: Seeded, priority: Callable[[str], int], wakes: Callable[[], None]
+    ) -> None:
+        """Stay subscribed, whatever happens; *wakes* is told when it has been slow."""
         core = self._core = ClientCore(self.name, jitter=rng.random, wait=True, heartbeats=True)
         client = self.client = Client(core, self.route.dial)
         clock = self.route.clock
@@ -174,6 +198,9 @@ class Program:
                     now = clock.current_time()
                 if self.stalled_until > now:
                     await clock.sleep(self.stalled_until - now)
+                    wakes()
+                elif self.pace:
+                    wakes()
         finally:
             with trio.CancelScope(shield=True):
                 await client.aclose()
@@ -282,7 +309,7 @@ class Run:
     healed_at: float
     orders: list[float]
     hostile: list[str]
-    queued: list[int]
+    queues: Queues
     ending: Ending
     ended_at: float
     crash: str = ""
@@ -353,7 +380,7 @@ class _World:
     rest_calls: list[tuple[float, str, str]] = attrs.field(factory=list)
     orders: list[float] = attrs.field(factory=list)
     hostile: list[str] = attrs.field(factory=list)
-    queued: list[int] = attrs.field(factory=list)
+    queues: Queues = attrs.field(factory=Queues)
     feed: Feed | None = None
     listener: network.Listener | None = None
     disk: Disk | None = None
@@ -394,6 +421,11 @@ class _World:
 
     def _up(self, feed: Feed, listener: network.Listener) -> None:
         self.feed, self.listener = feed, listener
+
+    def look(self) -> None:
+        """A slow program reads on: its queue is as full as it gets."""
+        if self.feed is not None:
+            self.queues.look(self.feed)
 
     def end(self, how: str, down_s: float) -> None:
         """Kill the daemon, or tell it to stop."""
@@ -840,7 +872,7 @@ async def _play(
             math.inf,
             world.orders,
             world.hostile,
-            world.queued,
+            world.queues,
             Ending(),
             math.inf,
         )
@@ -853,6 +885,7 @@ async def _play(
                 program.run,
                 seeded_rng(case.seed * 31 + len(program.name)),
                 lambda name: priorities.get(name, 0),
+                world.look,
             )
         await world.trouble()
         world.heal()
