@@ -510,6 +510,52 @@ class TestChanges:
         orders.rows(DAY, [row("100"), refused], at(2))
         assert orders.cancel_id("bot", orders.find("a", "bot"), 0, at(2)) == "a.cancel2"
 
+    def test_after_an_amendment_of_some_shares_in_an_app_each_number_is_cancelled_once(
+        self,
+    ) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+
+        def cancelled(now: float) -> str:
+            name = orders.cancel_id("bot", orders.find("a", "bot"), 0, at(now))
+            found = orders.orders.get(("bot", DAY, name))
+            if found is not None:
+                return f"{name} again"
+            change = sent(orders, cancel("a", name), now)
+            orders.accepted(change.key, Receipt(f"9{now}", "06010", "100010"), at(now))
+            return change.original_no
+
+        # The list has the number it went on under, but not yet what became of the one before.
+        some = row("300", 5, original="100", price=71_000, qty=4, open=4)
+        orders.rows(DAY, [row("100"), some], at(9))
+        assert orders.open_beside(orders.find("a", "bot")) == ["100", "300"]
+        assert [cancelled(10), cancelled(11), cancelled(12)] == ["300", "100", "a.cancel again"]
+        assert orders.open_beside(orders.find("a", "bot")) == []
+
+    def test_a_number_that_the_list_is_late_with_is_the_only_one_to_cancel(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.rows(DAY, [row("100")], at(1))
+        change = sent(orders, amend("a", 71_000, "a2"), 2)
+        orders.accepted(change.key, Receipt("101", "06010", "100002"), at(2))
+        orders.rows(DAY, [row("100")], at(3))
+        assert orders.open_beside(orders.find("a", "bot")) == []
+        assert cancelling(orders, "a", 4).original_no == "101"
+
+    def test_a_cancellation_in_doubt_is_settled_by_the_number_it_names(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        some = row("300", 5, original="100", price=71_000, qty=4, open=4)
+        orders.rows(DAY, [row("100", open=6, cancelled=4), some], at(9))
+        doubted = cancelling(orders, "a", 10)
+        orders.doubt(doubted.key, "reset", at(10))
+        ended = attrs.evolve(some, open=0, cancelled=4)
+        for now in (12, 40):
+            orders.rows(DAY, [row("100", open=6, cancelled=4), ended], at(now))
+        assert doubted.original_no == "300"
+        assert orders.orders[doubted.key].state is OrderState.ACCEPTED
+        assert orders.find("a", "bot").open_qty == 6
+
     def test_an_amendment_made_in_an_app_is_followed(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")

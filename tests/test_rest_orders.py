@@ -372,6 +372,28 @@ async def test_halt_cancels_each_open_order_whatever_ids_and_cancellations_there
         assert [o.open for o in b.sim.simulator.brokerage.orders if o.action == "new"] == [0] * 5
 
 
+async def test_halt_cancels_every_number_that_an_amendment_in_an_app_left_open(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path) as b:
+        low = b.ask - 5_000
+        await b.buy("a", price=low)
+        await b.buy("b", price=low)
+        brokerage = b.sim.simulator.brokerage
+        of_a = brokerage.orders[0]
+        for qty in (4, 3):
+            brokerage.change(
+                of_a.account, of_a.number, "01", "00", qty, low - 500, trio.current_time()
+            )
+        await trio.sleep(60)
+        assert len((await b.show("a"))["numbers"]) == 3
+        answer = await b.call("halt", cancel_open=True)
+        assert not any(o.open for o in brokerage.orders)
+        assert answer["not_cancelled"] == []
+        told = [(o["target"], o["state"]) for o in answer["cancelled"]]
+        assert told == [("a", "accepted")] * 3 + [("b", "accepted")]
+
+
 async def test_all_that_is_open_is_cancelled_though_the_caller_leaves_half_way(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

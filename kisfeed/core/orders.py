@@ -42,6 +42,7 @@ _MAX_PREVIEWS: Final = 1_000
 _MAX_ID: Final = 64
 _NOT_COUNTED: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT, OrderState.PREVIEWED})
 _WAITING: Final = frozenset({OrderState.QUEUED, OrderState.SENDING})
+_SENT: Final = frozenset({OrderState.SENDING, OrderState.ACCEPTED, *DOUBTFUL})
 
 
 def named(orders: Iterable[Order], name: str, client: str, *, day: str | None = None) -> Order:
@@ -243,7 +244,7 @@ class Book:
                 return name
             if (order.action, order.target_key, order.qty) != (Action.CANCEL, target.key, qty):
                 continue  # another order's, such as one whose long id begins alike
-            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
+            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS and not self.open_beside(target)
             again = not qty and not fresh and target.open_qty != 0
             stands = order.state is OrderState.ACCEPTED and not again
             if stands or order.state in _WAITING or (qty and order.state in DOUBTFUL):
@@ -408,11 +409,35 @@ class Book:
             return order
         return None
 
+    def open_beside(self, order: Order) -> list[str]:
+        """Numbers under which some of *order* is open, without those that a cancellation names.
+
+        A cancellation reaches one number; there are more where some shares were amended in an app.
+        """
+        known = self._rows.get(order.day, {})
+        if not known.keys() >= set(order.numbers):
+            return []  # an amended number may look open until the list has the one that follows
+        chain = [known[number] for number in order.numbers]
+        named = {
+            o.original_no
+            for o in self.orders.values()
+            if o.action is Action.CANCEL and o.day == order.day and not o.qty and o.state in _SENT
+        }
+        return [r.number for r in chain if _left(r, chain) and r.number not in named]
+
+    def _number_for(self, change: Order, target: Order) -> str:
+        """The number that *change* is to name: the last, or what a cancellation has to end yet."""
+        if change.action is Action.CANCEL and not change.qty:
+            beside = self.open_beside(target)
+            if beside and target.live_number not in beside:
+                return beside[-1]
+        return target.live_number
+
     # What became of it.
 
     def intend(self, order: Order, at: Instant) -> dict[str, Any]:
         """The record to make durable before a byte of *order* leaves; see :meth:`intended`."""
-        original = self.target(order).live_number if order.target else ""
+        original = self._number_for(order, self.target(order)) if order.target else ""
         return _record(
             attrs.evolve(
                 order,
@@ -653,17 +678,34 @@ class Book:
         )
 
     def _settle_cancel(self, order: Order, at: Instant, age: float) -> None:
-        target = self._amended(order)
-        number = order.original_no if target is None else target.live_number
-        row = self.row(order.day, number)
-        if row is not None and not row.open:
+        rows = [self.row(order.day, number) for number in self._continued(order)]
+        if not any(row is None or row.open for row in rows):
+            ended = max(self._ended[order.day, row.number] for row in rows if row is not None)
             # What ended may have been amended in an app, and its new number is listed late.
-            if min(age, at.now - self._ended[order.day, number]) < self._caps.settle_s:
+            if min(age, at.now - ended) < self._caps.settle_s:
                 return
             text = Phrase("nothing of the order is open any more")
             self._end(order.key, OrderState.ACCEPTED, "", text, at, Evidence.LIST)
         elif age >= self._caps.human_after_s:
             self._hand_over(order, Phrase("the order is still open: cancel it again"), at)
+
+    def _continued(self, change: Order) -> list[str]:
+        """The number that *change* names, and those under which its shares went on."""
+        numbers = [change.original_no]
+        for number in numbers:
+            listed = [
+                row.number
+                for row in self._rows[change.day].values()
+                if row.original == number and not _bounced(row)
+            ]
+            amended = [
+                o.order_no
+                for o in self.orders.values()
+                if o.action is Action.AMEND
+                and (o.day, o.original_no, o.state) == (change.day, number, OrderState.ACCEPTED)
+            ]
+            numbers += [n for n in dict.fromkeys(listed + amended) if n not in numbers]
+        return numbers
 
     def _hand_over(self, order: Order, why: str, at: Instant) -> None:
         if order.state is not OrderState.HUMAN:

@@ -194,24 +194,32 @@ class OrderDesk:
                 continue
             if not order.live_number or order.open_qty == 0:
                 continue
-            # As its own program would: by that one's name the id is this order's alone.
-            ask = Ask(
-                order.client,
-                self.cancel_id(order.client, order, 0),
-                Action.CANCEL,
-                order.symbol,
-                order.side,
-                0,
-                None,
-                order.type,
-                order.exchange,
-                target=order.id,
-                ttl_s=_SWEEP_TTL_S,
-            )
             try:
-                sweep.cancellations.append(await self._placed(ask))
+                sweep.cancellations.append(await self._cancel(order))
+                # One cancellation reaches one number; after an amendment in an app there are more.
+                for _ in order.numbers[1:]:
+                    order = self._book.orders.get(key, order)
+                    if self._book.open_beside(order):
+                        sweep.cancellations.append(await self._cancel(order))
             except OrderRefused as exc:
                 sweep.refused.append((order, exc))
+
+    async def _cancel(self, order: Order) -> Order:
+        # As its own program would: by that one's name the id is this order's alone.
+        ask = Ask(
+            order.client,
+            self.cancel_id(order.client, order, 0),
+            Action.CANCEL,
+            order.symbol,
+            order.side,
+            0,
+            None,
+            order.type,
+            order.exchange,
+            target=order.id,
+            ttl_s=_SWEEP_TTL_S,
+        )
+        return await self._placed(ask)
 
     async def _send(self, order: Order) -> None:
         """One order, from its intent to whatever is known of it."""
