@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import os
 import socket
 import stat
 import struct
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,6 +16,7 @@ import trio
 
 from kisfeed.errors import SocketInUse, StateError
 from kisfeed.gateway.unixsocket import UnixListener, UnixStream
+from kisfeed.locks import LockFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -107,30 +108,18 @@ def _lock(path: Path) -> Generator[None, None, None]:
     """Hold ``<path>.lock``: two daemons that find the same stale socket must not both take it.
 
     It holds our pid, for whoever is refused.
-
-    The kernel lets go of it when the process dies. The file stays: whoever unlinked it would let
-    a third daemon lock another file of the same name.
     """
-    with _refusals(f"the lock beside the socket {path}"):
-        fd = os.open(
-            f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600
-        )
-    try:
-        try:
-            with _refusals(f"the lock beside the socket {path}"):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except _Unusable as exc:
-            if isinstance(exc.__cause__, BlockingIOError):
-                # Empty for the instant in which its holder has not written yet.
-                pid = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
-                raise SocketInUse(f"another daemon (pid {pid}) owns {path}") from None
-            raise
-        with _refusals(f"the lock beside the socket {path}"):
-            os.ftruncate(fd, 0)
-            os.write(fd, f"{os.getpid()}\n".encode())
+    refusals = functools.partial(_refusals, f"the lock beside the socket {path}")
+    with ExitStack() as stack:
+        with refusals():
+            lock = stack.enter_context(LockFile(path.with_name(f"{path.name}.lock")))
+            acquired = lock.acquire()
+        if not acquired:
+            pid = lock.read().decode("ascii", "replace").strip() or "unknown"
+            raise SocketInUse(f"another daemon (pid {pid}) owns {path}")
+        with refusals():
+            lock.write(f"{os.getpid()}\n".encode())
         yield
-    finally:
-        os.close(fd)
 
 
 def _remove_stale(path: Path) -> None:

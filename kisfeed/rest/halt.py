@@ -8,14 +8,13 @@ a full disk, the process that was told halts all the same, as long as it lives.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from kisfeed.errors import StateError
+from kisfeed.locks import LockFile
 from kisfeed.seams import write_atomically
 from kisfeed.texts import Phrase
 
@@ -46,7 +45,7 @@ class HaltSwitch:
 
     _folder: Path
     _name: str
-    _held: int | None = attrs.field(default=None, init=False)
+    _held: LockFile | None = attrs.field(default=None, init=False)
     _unwritten: Halt | None = attrs.field(default=None, init=False)
 
     @property
@@ -116,14 +115,8 @@ class HaltSwitch:
         Raises:
             StateError: the lock's file cannot be used.
         """
-        fd = self._open()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)  # which gives the lock back
-        return True
+        with self._lock() as lock:
+            return lock.acquire()
 
     def begin_sending(self) -> bool:
         """Take the sending lock if ordering is not halted; False: nothing may be sent.
@@ -132,29 +125,25 @@ class HaltSwitch:
         """
         assert self._held is None, "one order at a time"
         try:
-            fd = self._open()
+            lock = self._lock()
         except StateError:
             return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)  # somebody is halting just now
-            return False
-        if self.halted() is not None:
-            os.close(fd)
-            return False
-        self._held = fd
-        return True
+        # Else somebody is halting just now.
+        if lock.acquire() and self.halted() is None:
+            self._held = lock
+            return True
+        lock.close()
+        return False
 
     def end_sending(self) -> None:
         """Give the lock back, if it is held."""
         if self._held is not None:
-            os.close(self._held)
+            self._held.close()
             self._held = None
 
-    def _open(self) -> int:
+    def _lock(self) -> LockFile:
         path = self._folder / f"{self._name}.sending"
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return LockFile(path)
         except OSError as exc:
             raise StateError(f"{path}: {exc.strerror}") from exc

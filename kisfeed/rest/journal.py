@@ -8,19 +8,18 @@ archive, named after the day on which that happened, and a new one holds what is
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import itertools
 import json
 import os
 import struct
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from kisfeed.errors import LocalRefusal, StateError
+from kisfeed.locks import LockFile
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
@@ -243,22 +242,15 @@ def _locked(path: Path) -> Generator[None]:
         StateError: the lock's file cannot be used.
         LocalRefusal: another process is in.
     """
-    try:
-        fd = os.open(
-            path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-    except OSError as exc:
-        raise StateError(f"{path}: {exc.strerror}") from exc
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context(LockFile(path.with_name(f"{path.name}.lock")))
+            acquired = lock.acquire()
         except OSError as exc:
-            if exc.errno not in {errno.EAGAIN, errno.EACCES}:
-                raise StateError(f"{path}: {exc.strerror}") from exc
-            raise LocalRefusal(f"{path} is open in another process") from exc
+            raise StateError(f"{path}: {exc.strerror}") from exc
+        if not acquired:
+            raise LocalRefusal(f"{path} is open in another process")
         yield
-    finally:
-        os.close(fd)  # and with it the lock
 
 
 def _sync_folder(folder: Path) -> None:

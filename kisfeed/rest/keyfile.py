@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ import attrs
 import trio
 
 from kisfeed.core.pacing import Stamp, ages
+from kisfeed.locks import LockFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -84,21 +84,14 @@ class KeyFile:
         folder cannot be written no other process can write the file either: then there is nothing
         to keep out.
         """
-        lock = self._path.with_suffix(".lock")
         try:
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = LockFile(self._path.with_suffix(".lock"))
         except OSError as exc:
             self.failed = exc.strerror or str(exc)
             yield
             return
-        try:
+        with lock:
             with trio.move_on_after(_STUCK_S):
-                while True:
-                    try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        await trio.sleep(_POLL_S)
+                while not lock.acquire():  # noqa: ASYNC110  # the lock is a file's
+                    await trio.sleep(_POLL_S)
             yield
-        finally:
-            os.close(fd)  # and with it the lock

@@ -8,7 +8,6 @@ more often than one long-lived process may.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import attrs
 from kisfeed.appkeys import appkey_name
 from kisfeed.core.pacing import Hygiene, Stamp, ages
 from kisfeed.errors import AppkeyInUse, StateError
+from kisfeed.locks import LockFile
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -103,23 +103,20 @@ def hold(
     name = appkey_name(environment, appkey)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(folder / f"{name}.lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = LockFile(folder / f"{name}.lease")
     except OSError as exc:
         raise StateError(f"the state folder {folder} cannot be written: {exc.strerror}") from exc
-    with os.fdopen(fd, "r+b", buffering=0) as file:
+    with lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(file.read()) from None
+            if not lock.acquire():
+                raise _in_use(lock.read())
         except OSError as exc:  # no locks on this file system
             raise StateError(f"the state folder {folder} cannot be locked: {exc}") from exc
         holder = {"pid": os.getpid(), "socket": socket, "since_ts": clock.wall_ns()}
         try:
-            file.truncate(0)
-            file.write(json.dumps(holder).encode())
+            lock.write(json.dumps(holder).encode())
         except OSError as exc:
             raise StateError(f"the state folder {folder} is full or read-only: {exc}") from exc
-        # The file stays: unlinking it would let two processes hold two inodes of one name.
         yield Lease(folder / f"{name}.hygiene.json", clock, disk)
 
 
