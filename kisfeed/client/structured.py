@@ -10,6 +10,7 @@ import trio
 from kisfeed import places, seams
 from kisfeed.client.core import ClientCore
 from kisfeed.client.tasks import AsyncClient
+from kisfeed.turns import Turn
 
 if TYPE_CHECKING:
     import os
@@ -86,8 +87,8 @@ class Client(AsyncClient):
     def _new_lock(self) -> trio.Lock:
         return trio.Lock()
 
-    def _new_turn(self) -> _Turn:
-        return _Turn()
+    def _new_turn(self) -> Turn:
+        return Turn()
 
     def _now(self) -> float:
         return trio.current_time()
@@ -100,22 +101,6 @@ class Client(AsyncClient):
 
     async def _checkpoint(self) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-
-
-class _Turn:
-    """A fair lock; a checkpoint before each read would cost it a pass of the scheduler more."""
-
-    def __init__(self) -> None:
-        self._lock = trio.Lock()
-
-    async def __aenter__(self) -> None:
-        if self._lock.locked():
-            await self._lock.acquire()
-        else:
-            self._lock.acquire_nowait()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 class _StreamLink:

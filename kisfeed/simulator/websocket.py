@@ -20,6 +20,7 @@ from wsproto.utilities import ProtocolError
 
 from kisfeed.simulator.exchange import Drop, Exchange, Send, Session
 from kisfeed.simulator.faults import Kind
+from kisfeed.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ class Line(trio.abc.Stream):
         self._stream = stream
         self._on_pong = on_pong
         self._scanner = FrameScanner()
-        self._sending = trio.Lock()
+        self._sending = Turn()
         self._heard: trio.Event | None = None
         self._receiving: trio.CancelScope | None = None
         self._held = bytearray()
@@ -141,18 +142,12 @@ class Line(trio.abc.Stream):
                 self._receiving.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._sending.locked():
-            await self._sending.acquire()
-        else:  # the send is checkpoint enough
-            self._sending.acquire_nowait()
-        try:
+        async with self._sending:
             if self._heard is not None:
                 await self._heard.wait()
             if self.close_seen and self.mute_close:
                 return
             await self._stream.send_all(data)
-        finally:
-            self._sending.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
