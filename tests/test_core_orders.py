@@ -1561,10 +1561,24 @@ def test_an_average_price_is_of_fills_alone() -> None:
     accepted(orders, ask("a"), 0, "100")
     orders.rows(DAY, [row("100")], at(1))
     assert orders.find("a", "bot").avg_price == ""
-    moved = row("101", 2, original="100", filled=2, open=4, avg_price="70100.5")
-    orders.rows(DAY, [row("100", open=0, cancelled=6), moved], at(2))
+    moved = row("101", 2, original="100", filled=2, open=8, avg_price="70100.5")
+    orders.rows(DAY, [row("100", open=0, cancelled=10), moved], at(2))
     found = orders.find("a", "bot")
-    assert (found.avg_price, found.cancelled_qty, found.filled_qty) == ("70100.5", 6, 2)
+    assert (found.avg_price, found.filled_qty) == ("70100.5", 2)
+
+
+@pytest.mark.parametrize("counted", [0, 4])
+def test_what_was_amended_is_not_told_as_cancelled(counted: int) -> None:
+    orders = book()
+    accepted(orders, ask("a"), 0, "100")
+    rest = row("100", open=6, cancelled=counted)
+    orders.rows(DAY, [rest, row("101", 2, original="100", qty=4, open=4)], at(2))
+    assert orders.find("a", "bot").cancelled_qty == 0
+    some = attrs.evolve(rest, open=0, cancelled=counted + 6)
+    ended = row("101", 2, original="100", qty=4, open=0, filled=1, cancelled=3, avg_price="70000")
+    orders.rows(DAY, [some, ended], at(3))
+    found = orders.find("a", "bot")
+    assert (found.filled_qty, found.cancelled_qty, found.open_qty) == (1, 9, 0)
 
 
 def test_a_row_of_a_change_that_ended_without_a_fill_is_not_followed() -> None:

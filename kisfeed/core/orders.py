@@ -808,7 +808,7 @@ class Book:
             numbers=tuple(numbers),
             filled_qty=filled,
             open_qty=open_qty,
-            cancelled_qty=sum(row.cancelled for row in chain),
+            cancelled_qty=sum(_cancelled(row, chain) for row in chain),
             rejected_qty=0 if live is None else live.rejected,
             avg_price=_average(chain),
             branch=order.branch or chain[0].branch,
@@ -1058,8 +1058,18 @@ def _bounced(row: DayRow | None) -> bool:
 
 def _left(row: DayRow, chain: Iterable[DayRow]) -> int:
     """What is open under *row*; the list may show what went on under another number there too."""
-    went_on = sum(r.qty - r.rejected for r in chain if r.original == row.number and r is not row)
-    return max(0, min(row.open, row.qty - row.filled - went_on))
+    return max(0, min(row.open, row.qty - row.filled - _gone_on(row, chain)))
+
+
+def _cancelled(row: DayRow, chain: Iterable[DayRow]) -> int:
+    """What of *row* was cancelled; the list may count there what went on under another number."""
+    ended = row.qty - row.filled - row.rejected - _left(row, chain) - _gone_on(row, chain)
+    return max(0, min(row.cancelled, ended))
+
+
+def _gone_on(row: DayRow, chain: Iterable[DayRow]) -> int:
+    """Shares of *row* that were amended and live, or have lived, under another number."""
+    return sum(r.qty - r.rejected for r in chain if r.original == row.number and r is not row)
 
 
 def _average(chain: Sequence[DayRow]) -> str:
