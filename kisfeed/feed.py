@@ -36,8 +36,7 @@ from kisfeed.gateway.fanout import Fanout
 from kisfeed.gateway.listener import open_unix_listener
 from kisfeed.gateway.server import serve
 from kisfeed.kfp.events import Event, Lost
-from kisfeed.kfp.messages import Mode
-from kisfeed.kis.catalogue import Catalogue
+from kisfeed.kfp.messages import MAX_PRIO, Mode
 from kisfeed.kis.codes import Codes
 from kisfeed.kis.rest import Endpoints as RestEndpoints, RestCodes
 from kisfeed.kis.sessions import Calendar, always_open
@@ -53,7 +52,7 @@ from kisfeed.rest.quotes import Quotes
 from kisfeed.rest.requests import Kis
 from kisfeed.rest.tokens import Tokens
 from kisfeed.rest.transport import open_rest, post_notice
-from kisfeed.schemas import load
+from kisfeed.schemas import load, load_catalogue
 from kisfeed.seams import Resolver, SystemClock, ThreadDisk, system_rng, ulid
 from kisfeed.seoul import date_of
 from kisfeed.trading_days import market_holidays
@@ -71,7 +70,7 @@ if TYPE_CHECKING:
     from kisfeed.core.told import Missed
     from kisfeed.kfp.models import Answers, DailyPrice, Price, SymbolInfo
     from kisfeed.kfp.orders import Order
-    from kisfeed.kis.catalogue import RegKey
+    from kisfeed.kis.catalogue import Catalogue, RegKey
     from kisfeed.limits import Limits
     from kisfeed.rest.ordering import Ordering
     from kisfeed.rest.transport import Handler, RestTransport
@@ -85,7 +84,6 @@ _A_SHARE: Final = "trade.krx.005930"
 _PATIENCE_S: Final = 10.0  # of a person who wants a fresh token
 _RELEASE_S: Final = 1_800.0  # how long `kisfeed release` lends the session unless told
 _STOP_S: Final = 10.0  # over every limit inside; a bound for what should not happen
-_MAX_PRIO: Final = 9
 _EVENT_BYTES: Final = 256  # what one event object counts for against queue_bytes
 
 
@@ -184,8 +182,8 @@ class Feed:
         for topic in topics:
             self.engine.catalogue.topic(topic)
         how = _mode(mode, hz)
-        if not 0 <= prio <= _MAX_PRIO:
-            raise UsageError(f"prio is 0 to {_MAX_PRIO}, not {prio}")
+        if not 0 <= prio <= MAX_PRIO:
+            raise UsageError(f"prio is 0 to {MAX_PRIO}, not {prio}")
         conn = self.connection_number()
         names: dict[int, str] = {}
         outbox: Outbox[Event] = Outbox(
@@ -670,7 +668,7 @@ async def _open_held(
         )
         side = _rest_side(config, transport, clock, rng, disk, hide)
         calendar = await _calendar(config, clock)
-        catalogue = Catalogue(load("kis/realtime.json"), config.environment)
+        catalogue = load_catalogue(config.environment)
         _check_topics(config, catalogue)
         started = Instant(clock.now(), clock.wall_ns())
         engine = Engine(

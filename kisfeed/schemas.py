@@ -9,7 +9,11 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from kisfeed.config import Environment
+    from kisfeed.kis.catalogue import Catalogue
 
 _INSTALLED: Final = Path(__file__).with_name("_schemas")
 _CHECKOUT: Final = Path(__file__).parent.parent / "schemas"
@@ -38,3 +42,11 @@ def load(name: str) -> Any:
         FileNotFoundError: there is no such file.
     """
     return json.loads((folder() / name).read_text("utf-8"))
+
+
+@functools.cache
+def load_catalogue(environment: Environment) -> Catalogue:
+    """The TRs that *environment* serves, read once a process; treat it as read-only."""
+    from kisfeed.kis.catalogue import Catalogue  # noqa: PLC0415  # programs that only ask need none
+
+    return Catalogue(load("kis/realtime.json"), environment)

@@ -104,11 +104,12 @@ class _Unpolled:
 
     def __init__(self, real: Any, queued: Any) -> None:
         self._real = real
-        self._queues = (queued.queue, queued.idempotent_queue)
+        self._queue = queued.queue
+        self._idempotent = queued.idempotent_queue
         self.process_events = real.process_events
 
     def get_events(self, timeout: float) -> Any:
-        if timeout == 0 and not any(self._queues):
+        if timeout == 0 and not self._queue and not self._idempotent:
             return []
         return self._real.get_events(timeout)
 
@@ -172,7 +173,8 @@ class _Pipe:
     def _wake_when_ready(self) -> None:
         ready = self.ready_at()
         if ready <= self._clock.current_time():
-            self.wake()
+            if self.moved:
+                self.wake()
         elif ready < self._wakes_at:
             self._wakes_at = ready
             self._clock.call_at(ready, self.wake)
@@ -300,7 +302,8 @@ class Stream(DirectStream, trio.abc.HalfCloseableStream):
         data = b""
         if pipe.queue:
             data = self._take(pipe, now, math.inf if max_bytes is None else max_bytes)
-            pipe.wake()  # a sender may have waited for room
+            if pipe.moved:  # a sender waits for room
+                pipe.wake()
             if self._near:
                 self._wire.received.append((now, data))
         if not slept:

@@ -353,7 +353,7 @@ def _value(rng: Seeded, trouble: Trouble, scale: float) -> float:
         case Trouble.CHURN | Trouble.RETUNE | Trouble.PLACE | Trouble.AGAIN | Trouble.CANCEL:
             return float(rng.randrange(10))
         case Trouble.STORM:
-            return rng.choice([2.0, 10.0])
+            return rng.choice([2.0, 2.0, 2.0, 10.0])
         case Trouble.HOSTILE:
             return rng.choice([1.0, 5.0, 100.0, 20_000.0])
         case _:

@@ -28,7 +28,6 @@ from kisfeed.core.registrations import State as SlotState
 from kisfeed.core.streams import Subscriber
 from kisfeed.kfp.events import Event, Gap, Lost, Trade
 from kisfeed.kis import control, server
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.codes import Codes
 from kisfeed.kis.sessions import Calendar, always_open
 from kisfeed.limits import resolve
@@ -158,12 +157,6 @@ class Account:
 
 
 @functools.cache
-def catalogue() -> Catalogue:
-    """The TRs of a simulated KIS."""
-    return Catalogue(schemas.load("kis/realtime.json"), Environment.SIM)
-
-
-@functools.cache
 def _codes() -> Codes:
     return Codes(schemas.load("kis/codes.json"))
 
@@ -250,7 +243,7 @@ class World:
         self._disk = (Hygiene(), 0.0)
         self.exchange = Exchange(
             Rules(cap=self.cap, hts_id=self.server_hts_id),
-            catalogue().trs,
+            schemas.load_catalogue(Environment.SIM).trs,
             self.rng,
             self._clock.at,
         )
@@ -307,7 +300,7 @@ class World:
         record = Hygiene.from_map(json.loads(json.dumps(saved.to_map()))).aged(self.now - written)
         self.engine = Engine(
             f"instance {self._process}",
-            catalogue(),
+            schemas.load_catalogue(Environment.SIM),
             _codes(),
             _row_fields(),
             self.rules,

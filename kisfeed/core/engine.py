@@ -694,7 +694,9 @@ class Engine:
                     self._log(at, "resync", reason=output.reason)
                     self._connection(self.connection.resync(at.now), at)
                 case _:
-                    self._log(at, type(output).__name__.lower(), **attrs.asdict(output))
+                    self._log(
+                        at, type(output).__name__.lower(), **attrs.asdict(output, recurse=False)
+                    )
         self._tell_crowded(at)
         settled = self.registrations.settled
         if settled != self._settled and self.connection.state in _LIVE:

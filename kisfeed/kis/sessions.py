@@ -125,6 +125,8 @@ class Calendar:
         self._days: dict[tuple[str, int], tuple[_Span, ...]] = {}
         # A span without a break in which a market is open; a market that never closes has many.
         self._open: dict[str, tuple[int, int]] = {}
+        # What was told last, and for which instant: topics of one venue are asked for in a row.
+        self._told: dict[tuple[str, str], tuple[int, Phase]] = {}
 
     def phase(self, venue: str, wall_ns: int, tr_key: str = "") -> Phase:
         """What *venue* does at *wall_ns*; an observation on the wire outweighs the timetable.
@@ -132,12 +134,16 @@ class Calendar:
         Raises:
             KeyError: no such venue.
         """
-        phases = [self._phase(market, wall_ns) for market in self._of(venue, tr_key)]
-        chosen = next((phase for phase in phases if phase.open), phases[0])
-        if len(phases) == 1:
-            return chosen
-        changes = [phase.until for phase in phases if phase.until is not None]
-        return attrs.evolve(chosen, until=min(changes, default=None))
+        place = (venue, tr_key[1:4])
+        at, chosen = self._told.get(place, (None, None))
+        if at != wall_ns or chosen is None:
+            phases = [self._phase(market, wall_ns) for market in self._of(venue, tr_key)]
+            chosen = next((phase for phase in phases if phase.open), phases[0])
+            if len(phases) > 1:
+                changes = [phase.until for phase in phases if phase.until is not None]
+                chosen = attrs.evolve(chosen, until=min(changes, default=None))
+            self._told[place] = (wall_ns, chosen)
+        return chosen
 
     def flows(self, venue: str, channel: str, wall_ns: int, tr_key: str = "") -> bool:
         """Whether silence of this channel would be odd at *wall_ns* (see ``Liveness.market``)."""
@@ -196,6 +202,7 @@ class Calendar:
         if names is None:
             return False
         changed = False
+        self._told.clear()
         for market in self._of(venue, tr_key):
             scheduled = self._scheduled(market, wall_ns)
             standing = self._valid(market, scheduled, wall_ns)

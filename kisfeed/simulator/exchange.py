@@ -269,6 +269,10 @@ class Exchange:
                 found.setdefault(key, []).append(session)
         return found
 
+    def registered_by(self, key: RegKey) -> list[Session]:
+        """The open sessions that have this registration."""
+        return [session for session in self._open.values() if key in session.registrations]
+
     # Sessions
 
     def refused_dial(self, now: float) -> None:

@@ -11,7 +11,6 @@ from kisfeed import schemas, seams
 from kisfeed.config import Environment
 from kisfeed.errors import UsageError
 from kisfeed.kis import server
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.simulator.brokerage import Brokerage, notice_values
 from kisfeed.simulator.exchange import Exchange, Session
 from kisfeed.simulator.faults import Fault, Kind
@@ -52,7 +51,7 @@ class Simulator:
     """
 
     def __init__(self, options: Options) -> None:
-        catalogue = Catalogue(schemas.load("kis/realtime.json"), options.environment)
+        catalogue = schemas.load_catalogue(options.environment)
         trs = catalogue.trs
         self.options = options
         clock = MarketClock(options.start, trio.current_time(), options.time_scale)
@@ -209,11 +208,10 @@ class Simulator:
             else:
                 await trio.lowlevel.checkpoint()
             now = trio.current_time()
-            held = self.exchange.registered()
             while self._due and self._due[0][0] <= now:
                 due, _, key = heapq.heappop(self._due)
-                sessions = held.get(key)
-                if sessions is None:
+                sessions = self.exchange.registered_by(key)
+                if not sessions:
                     del self._scheduled[key]
                     self._left_at[key] = now
                     continue
