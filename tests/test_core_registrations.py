@@ -1058,6 +1058,15 @@ def test_what_kis_takes_anew_is_told_though_an_earlier_answer_was_lost() -> None
     assert ProbePassed(key(1), True) in outputs
 
 
+def test_what_kis_takes_anew_is_told_though_it_refused_the_key_about_another_topic() -> None:
+    world = World().want(key(1)).up().run(10.0)
+    world.faults = [(Fault.LOST, Meaning.HELD)]
+    world.do(world.regs.probe(world.now))
+    assert world.ack(key(7), Meaning.KEY_REFUSED) == []
+    outputs = world.regs.ack(key(1), Meaning.HELD, SUBSCRIBED, world.now)
+    assert ProbePassed(key(1), True) in outputs
+
+
 def test_of_several_the_one_that_was_asked_for_longest_ago_is_asked_for() -> None:
     world = World().want(*keys(1, 4)).up().run(10.0)
     for _ in range(4):

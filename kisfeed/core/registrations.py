@@ -770,8 +770,11 @@ class Registrations:
             return []
         self._key_refused = True
         self._flight = None
-        self._unanswered[flight.key].pop()
-        if flight.operation is not Operation.PROBE:
+        probe = flight.operation is Operation.PROBE
+        if flight.key == key or not probe:
+            # A probe is not sent again, so what KIS may have said to it all the same still counts.
+            self._unanswered[flight.key].pop()
+        if not probe:
             slot = self._slots[flight.key]
             slot.tries -= 1
             slot.retry_at = now
