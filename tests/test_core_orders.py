@@ -528,9 +528,7 @@ class TestChanges:
         # The list has the number it went on under, but not yet what became of the one before.
         some = row("300", 5, original="100", price=71_000, qty=4, open=4)
         orders.rows(DAY, [row("100"), some], at(9))
-        assert orders.open_beside(orders.find("a", "bot")) == ["100", "300"]
         assert [cancelled(10), cancelled(11), cancelled(12)] == ["300", "100", "a.cancel again"]
-        assert orders.open_beside(orders.find("a", "bot")) == []
 
     def test_a_number_that_the_list_is_late_with_is_the_only_one_to_cancel(self) -> None:
         orders = book()
@@ -539,7 +537,9 @@ class TestChanges:
         change = sent(orders, amend("a", 71_000, "a2"), 2)
         orders.accepted(change.key, Receipt("101", "06010", "100002"), at(2))
         orders.rows(DAY, [row("100")], at(3))
-        assert orders.open_beside(orders.find("a", "bot")) == []
+        target = orders.find("a", "bot")
+        assert orders.number_to_cancel(target) == "101"
+        assert orders.number_to_cancel(target, {"101"}) == ""
         assert cancelling(orders, "a", 4).original_no == "101"
 
     def test_a_cancellation_in_doubt_is_settled_by_the_number_it_names(self) -> None:

@@ -372,26 +372,50 @@ async def test_halt_cancels_each_open_order_whatever_ids_and_cancellations_there
         assert [o.open for o in b.sim.simulator.brokerage.orders if o.action == "new"] == [0] * 5
 
 
+def amended_in_an_app(b: Bench, price: int, *shares: int) -> None:
+    """So many shares of the first order go on under numbers of their own."""
+    brokerage = b.sim.simulator.brokerage
+    first = brokerage.orders[0]
+    for qty in shares:
+        now = trio.current_time()
+        brokerage.change(first.account, first.number, "01", "00", qty, price, now)
+
+
+@pytest.mark.parametrize("refused", [0, 1])
 async def test_halt_cancels_every_number_that_an_amendment_in_an_app_left_open(
-    tmp_path: Path, autojump_clock: MockClock
+    refused: int, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with bench(tmp_path) as b:
         low = b.ask - 5_000
         await b.buy("a", price=low)
         await b.buy("b", price=low)
-        brokerage = b.sim.simulator.brokerage
-        of_a = brokerage.orders[0]
-        for qty in (4, 3):
-            brokerage.change(
-                of_a.account, of_a.number, "01", "00", qty, low - 500, trio.current_time()
-            )
+        amended_in_an_app(b, low - 500, 4, 3)
         await trio.sleep(60)
         assert len((await b.show("a"))["numbers"]) == 3
+        if refused:
+            b.sim.inject(Fault("order_refused", count=1))
         answer = await b.call("halt", cancel_open=True)
-        assert not any(o.open for o in brokerage.orders)
+        assert sum(o.open > 0 for o in b.sim.simulator.brokerage.orders) == refused
         assert answer["not_cancelled"] == []
         told = [(o["target"], o["state"]) for o in answer["cancelled"]]
-        assert told == [("a", "accepted")] * 3 + [("b", "accepted")]
+        first = ("a", "rejected" if refused else "accepted")
+        assert told == [first, ("a", "accepted"), ("a", "accepted"), ("b", "accepted")]
+
+
+async def test_halt_before_the_first_list_cancels_what_was_amended_while_nobody_ran(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with open_memory_simulator(QUIET) as sim:
+        async with serving(sim, tmp_path) as b:
+            low = b.ask - 5_000
+            await b.buy("a", price=low)
+            await trio.sleep(20)
+            amended_in_an_app(b, low - 500, 4)
+        await trio.sleep(20)
+        async with serving(sim, tmp_path) as b:
+            answer = await b.call("halt", cancel_open=True)
+            assert not any(o.open for o in sim.simulator.brokerage.orders)
+            assert [o["state"] for o in answer["cancelled"]] == ["accepted"] * 2
 
 
 async def test_all_that_is_open_is_cancelled_though_the_caller_leaves_half_way(

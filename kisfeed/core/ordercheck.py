@@ -68,6 +68,8 @@ class Ask:
         client: the program's name, without its version.
         id: its own name for this order; the same id on the same day is the same order.
         target: id of the order to amend or cancel.
+        number: of a cancellation, which of the order's numbers it names; the one that is open
+            when it is sent unless told.
         priority: 0-9 in the queue.
         ttl_s: expires if not sent within this; None takes the configured one.
         allow_closed: place it although its market is closed.
@@ -84,6 +86,7 @@ class Ask:
     exchange: str
     stop_price: int | None = None
     target: str = ""
+    number: str = ""
     priority: int = 0
     ttl_s: float | None = None
     allow_closed: bool = False

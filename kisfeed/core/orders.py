@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import heapq
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from kisfeed.seoul import KST, date_of
 from kisfeed.texts import Phrase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from kisfeed.config import Orders
     from kisfeed.core.engine import Instant
@@ -42,7 +43,6 @@ _MAX_PREVIEWS: Final = 1_000
 _MAX_ID: Final = 64
 _NOT_COUNTED: Final = frozenset({OrderState.EXPIRED, OrderState.NOT_SENT, OrderState.PREVIEWED})
 _WAITING: Final = frozenset({OrderState.QUEUED, OrderState.SENDING})
-_SENT: Final = frozenset({OrderState.SENDING, OrderState.ACCEPTED, *DOUBTFUL})
 
 
 def named(orders: Iterable[Order], name: str, client: str, *, day: str | None = None) -> Order:
@@ -226,14 +226,22 @@ class Book:
         self._put(queued, at)
         return self.orders[key]
 
-    def cancel_id(self, client: str, target: Order, qty: int, at: Instant) -> str:
+    def cancel_id(self, client: str, target: Order, qty: int, at: Instant, number: str = "") -> str:
         """An id for a cancellation of *qty* (0: all of it) whose caller gave none.
 
         The last one is asked for again while it stands. A new one follows one that came to
         nothing; of all that is open also one that came to doubt, for to cancel that twice does
         no harm. Some shares twice are twice as many: who wants these has to give an id.
+
+        Args:
+            client: who cancels.
+            target: the order.
+            qty: shares.
+            at: this moment.
+            number: that it is to name; that of :meth:`intend` unless told.
         """
         day = day_of(at.wall_ns)
+        number = number or self._next_to_cancel(target, at)
         n = 0
         while True:
             n += 1
@@ -244,7 +252,9 @@ class Book:
                 return name
             if (order.action, order.target_key, order.qty) != (Action.CANCEL, target.key, qty):
                 continue  # another order's, such as one whose long id begins alike
-            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS and not self.open_beside(target)
+            if not qty and order.original_no not in {"", number}:
+                continue  # of another number, of which there may be several
+            fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
             again = not qty and not fresh and target.open_qty != 0
             stands = order.state is OrderState.ACCEPTED and not again
             if stands or order.state in _WAITING or (qty and order.state in DOUBTFUL):
@@ -409,35 +419,62 @@ class Book:
             return order
         return None
 
-    def open_beside(self, order: Order) -> list[str]:
-        """Numbers under which some of *order* is open, without those that a cancellation names.
+    def number_to_cancel(self, order: Order, tried: Collection[str] = ()) -> str:
+        """The number that a cancellation of all of *order* should name; empty for none.
 
-        A cancellation reaches one number; there are more where some shares were amended in an app.
+        A cancellation reaches one number. Where some shares were amended in an app there are more:
+        cancel again, with those that were *tried*, until there is none.
         """
+        left = self._open_numbers(order)
+        if not left and order.open_qty != 0:
+            left = [order.live_number]
+        return next((number for number in reversed(left) if number not in tried), "")
+
+    def _open_numbers(self, order: Order) -> list[str]:
+        """Where some of *order* is open; empty too where the list cannot tell yet."""
         known = self._rows.get(order.day, {})
         if not known.keys() >= set(order.numbers):
             return []  # an amended number may look open until the list has the one that follows
         chain = [known[number] for number in order.numbers]
+        moved = self._moved(order)
+        return [row.number for row in chain if _left(row, chain) and row.number not in moved]
+
+    def _moved(self, order: Order) -> set[str]:
+        """Numbers that an amendment of ours ended: it moves all that is left."""
+        return {
+            o.original_no
+            for o in self.orders.values()
+            if o.action is Action.AMEND
+            and o.target_key == order.key
+            and o.state is OrderState.ACCEPTED
+        }
+
+    def _number_for(self, change: Order, at: Instant) -> str:
+        """The number that *change* is to name."""
+        target = self.target(change)
+        if change.original_no and change.original_no not in self._moved(target):
+            return change.original_no
+        if change.action is Action.CANCEL and not change.qty:
+            return self._next_to_cancel(target, at)
+        return target.live_number
+
+    def _next_to_cancel(self, target: Order, at: Instant) -> str:
+        """Another one than was named just now, if there is one."""
         named = {
             o.original_no
             for o in self.orders.values()
-            if o.action is Action.CANCEL and o.day == order.day and not o.qty and o.state in _SENT
+            if o.action is Action.CANCEL
+            and o.target_key == target.key
+            and not o.qty
+            and at.wall_ns - o.sent_ts < _CANCELLED_NS
         }
-        return [r.number for r in chain if _left(r, chain) and r.number not in named]
-
-    def _number_for(self, change: Order, target: Order) -> str:
-        """The number that *change* is to name: the last, or what a cancellation has to end yet."""
-        if change.action is Action.CANCEL and not change.qty:
-            beside = self.open_beside(target)
-            if beside and target.live_number not in beside:
-                return beside[-1]
-        return target.live_number
+        return self.number_to_cancel(target, named) or target.live_number
 
     # What became of it.
 
     def intend(self, order: Order, at: Instant) -> dict[str, Any]:
         """The record to make durable before a byte of *order* leaves; see :meth:`intended`."""
-        original = self._number_for(order, self.target(order)) if order.target else ""
+        original = self._number_for(order, at) if order.target else ""
         return _record(
             attrs.evolve(
                 order,
@@ -678,13 +715,14 @@ class Book:
         )
 
     def _settle_cancel(self, order: Order, at: Instant, age: float) -> None:
-        rows = [self.row(order.day, number) for number in self._continued(order)]
-        if not any(row is None or row.open for row in rows):
-            ended = max(self._ended[order.day, row.number] for row in rows if row is not None)
+        numbers = self._continued(order)
+        rows = [row for n in numbers if (row := self.row(order.day, n)) is not None]
+        if len(rows) == len(numbers) and not any(_left(row, rows) for row in rows):
+            ended = max(self._ended.get((order.day, n), -math.inf) for n in numbers)
             # What ended may have been amended in an app, and its new number is listed late.
             if min(age, at.now - ended) < self._caps.settle_s:
                 return
-            text = Phrase("nothing of the order is open any more")
+            text = Phrase("nothing is open any more under the number that it named")
             self._end(order.key, OrderState.ACCEPTED, "", text, at, Evidence.LIST)
         elif age >= self._caps.human_after_s:
             self._hand_over(order, Phrase("the order is still open: cancel it again"), at)
@@ -1014,6 +1052,7 @@ def _order(ask: Ask, at: Instant, target: Order | None) -> Order:
         exchange=ask.exchange,
         target=ask.target,
         stop_price=ask.stop_price,
+        original_no=ask.number,
         created_ts=at.wall_ns,
     )
     if target is None:

@@ -9,6 +9,7 @@ a full disk, the process that was told halts all the same, as long as it lives.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -116,7 +117,7 @@ class HaltSwitch:
             StateError: the lock's file cannot be used.
         """
         with self._lock() as lock:
-            return lock.acquire()
+            return self._acquired(lock)
 
     def begin_sending(self) -> bool:
         """Take the sending lock if ordering is not halted; False: nothing may be sent.
@@ -124,16 +125,17 @@ class HaltSwitch:
         Where the lock cannot be used nothing may be sent either: who halts could not tell.
         """
         assert self._held is None, "one order at a time"
-        try:
-            lock = self._lock()
-        except StateError:
-            return False
-        # Else somebody is halting just now.
-        if lock.acquire() and self.halted() is None:
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(self._lock())
+                free = self._acquired(lock)
+            except StateError:
+                return False
+            if not free or self.halted() is not None:
+                return False  # somebody halts just now, or has halted
+            stack.pop_all()
             self._held = lock
-            return True
-        lock.close()
-        return False
+        return True
 
     def end_sending(self) -> None:
         """Give the lock back, if it is held."""
@@ -142,8 +144,17 @@ class HaltSwitch:
             self._held = None
 
     def _lock(self) -> LockFile:
-        path = self._folder / f"{self._name}.sending"
         try:
-            return LockFile(path)
+            return LockFile(self._sending)
         except OSError as exc:
-            raise StateError(f"{path}: {exc.strerror}") from exc
+            raise StateError(f"{self._sending}: {exc.strerror}") from exc
+
+    def _acquired(self, lock: LockFile) -> bool:
+        try:
+            return lock.acquire()
+        except OSError as exc:  # no locks on this file system
+            raise StateError(f"{self._sending}: {exc.strerror}") from exc
+
+    @property
+    def _sending(self) -> Path:
+        return self._folder / f"{self._name}.sending"

@@ -195,31 +195,32 @@ class OrderDesk:
             if not order.live_number or order.open_qty == 0:
                 continue
             try:
-                sweep.cancellations.append(await self._cancel(order))
-                # One cancellation reaches one number; after an amendment in an app there are more.
-                for _ in order.numbers[1:]:
-                    order = self._book.orders.get(key, order)
-                    if self._book.open_beside(order):
-                        sweep.cancellations.append(await self._cancel(order))
+                await self._cancel_each_number(order, sweep)
             except OrderRefused as exc:
                 sweep.refused.append((order, exc))
 
-    async def _cancel(self, order: Order) -> Order:
-        # As its own program would: by that one's name the id is this order's alone.
-        ask = Ask(
-            order.client,
-            self.cancel_id(order.client, order, 0),
-            Action.CANCEL,
-            order.symbol,
-            order.side,
-            0,
-            None,
-            order.type,
-            order.exchange,
-            target=order.id,
-            ttl_s=_SWEEP_TTL_S,
-        )
-        return await self._placed(ask)
+    async def _cancel_each_number(self, order: Order, sweep: Swept) -> None:
+        tried: set[str] = set()
+        while number := self._book.number_to_cancel(order, tried):
+            # As its own program would: by that one's name the id is this order's alone.
+            ask = Ask(
+                order.client,
+                self.cancel_id(order.client, order, 0, number),
+                Action.CANCEL,
+                order.symbol,
+                order.side,
+                0,
+                None,
+                order.type,
+                order.exchange,
+                target=order.id,
+                number=number,
+                ttl_s=_SWEEP_TTL_S,
+            )
+            done = await self._placed(ask)
+            sweep.cancellations.append(done)
+            tried |= {number, done.original_no}
+            order = self._book.orders.get(order.key, order)
 
     async def _send(self, order: Order) -> None:
         """One order, from its intent to whatever is known of it."""
@@ -516,9 +517,9 @@ class OrderDesk:
         of_it = [order for order in known.values() if order.day == wanted]
         return sorted(of_it, key=lambda order: order.created_ts)
 
-    def cancel_id(self, client: str, target: Order, qty: int) -> str:
+    def cancel_id(self, client: str, target: Order, qty: int, number: str = "") -> str:
         """The id of a cancellation of *qty* whose caller gave none."""
-        return self._book.cancel_id(client, target, qty, self._at())
+        return self._book.cancel_id(client, target, qty, self._at(), number)
 
     async def resolve(
         self, name: str, client: str, *, number: str | None, reason: str, day: str | None = None
