@@ -991,6 +991,31 @@ def test_a_late_answer_about_one_topic_does_not_answer_for_the_next() -> None:
     assert world.held == keys(1, 3)
 
 
+class LyingWorld(World):
+    """Its server holds more than it says."""
+
+    def check(self) -> None:
+        pass
+
+
+def test_what_kis_still_sends_long_after_it_said_that_it_let_go_is_ended_once_more() -> None:
+    world = LyingWorld(cap=1, server_cap=2).want(key(1)).up().run(100.0)
+    world.faults = [(Fault.NACK, Meaning.TRANSIENT)]
+    world.want(key(2))
+    assert world.told[-1] == Unsubscribe(key(1))
+    world.ack(key(1), Meaning.FREE)  # of who knows what; to ours KIS says no
+    world.run(1.0)
+    assert (world.held, sorted(world.server.registered)) == ([key(2)], keys(1, 2))
+    for after, asked in ((1.0, 1), (8.0, 1), (5.0, 2)):
+        world.run(after)
+        world.do(world.regs.data(key(1), world.now))
+        assert world.told.count(Unsubscribe(key(1))) == asked
+    world.do(world.regs.data(key(1), world.now))
+    world.run(5.0)
+    assert (world.held, sorted(world.server.registered)) == ([key(2)], [key(2)])
+    assert world.told.count(Unsubscribe(key(1))) == 2
+
+
 # Probes.
 
 

@@ -33,7 +33,6 @@ from kisfeed.chaos.schedule import Trouble
 from kisfeed.chaos.seen import Line, Seen, confirmed, see
 from kisfeed.core.connection import TRANSITIONS, Reason, State
 from kisfeed.kfp import events
-from kisfeed.kfp.messages import MAX_FRAME
 from kisfeed.kis.codes import SUBSCRIBED
 from kisfeed.limits import resolve
 from kisfeed.simulator import Happening
@@ -51,6 +50,8 @@ _UNREADABLE: Final = frozenset({"kis.invalid_utf8", "kis.bad_values", "kis.extra
 _KEY_REFUSED: Final = frozenset({"OPSP0010", "OPSP0011", "OPSP9994"})
 _SLACK_S: Final = 0.5  # a word from the daemon to a program, and the step of a clock
 _COMMAND_S: Final = 5.0
+_NOTICE_BYTES: Final = 4096
+_OTHER_BYTES: Final = 65_536
 _OPEN: Final = 1
 _SUSPECT: Final = 2
 _CAP: Final = 41
@@ -653,8 +654,9 @@ def _away(run: Run, since: float, until: float) -> bool:
 
 def _queues(seen: Seen, _: Limits) -> Finding:
     queues = seen.run.queues
-    # Notices are few here; of what must not be dropped, one item may go over the bound.
-    over = queues.ticks > 2 * QUEUE_BYTES or queues.others > 2 * MAX_FRAME
+    # Notices, which have a bound of their own, are few here; of what must not be dropped a run says
+    # some KiB, far from the bound of 1 MiB.
+    over = queues.ticks > QUEUE_BYTES + _NOTICE_BYTES or queues.others > _OTHER_BYTES
     told = f"{queues.ticks} bytes of ticks and {queues.others} of else queued for one program"
     return Finding(
         {Phrase("bytes of ticks"): queues.ticks, Phrase("other bytes"): queues.others},

@@ -34,6 +34,7 @@ _HOUR_S: Final = 3600.0
 _OLD_INTEREST_SWAPS_PER_HOUR: Final = 6
 _NOTICE_DEATHS_TO_CLOSE: Final = 2
 _UNANSWERED_KEPT: Final = 16  # operations of one key whose ACK may still come
+_LATE_TIMEOUTS: Final = 4.0  # no record is on its way for as long as so many answers may take
 
 
 class State(enum.StrEnum):
@@ -287,7 +288,8 @@ class Registrations:
         self._key_refused = False
         self._resync_asked = False
         self._excused = False
-        self._left: dict[RegKey, None] = {}  # unsubscribed in this session: late data may come
+        # Unsubscribed in this session, and when that was asked or answered: late data may come.
+        self._left: dict[RegKey, float] = {}
         self._denied: dict[RegKey, None] = {}  # refused in this session, and not asked for since
         self._notice_asked: dict[RegKey, float] = {}
         self._no_subscribe_before = -math.inf
@@ -587,11 +589,16 @@ class Registrations:
     def data(self, key: RegKey, now: float) -> list[Output]:
         """A record of *key* came: proof of a subscribe whose ACK did not, or that was refused.
 
-        Not after an unsubscribe in the same session: the record may be of the time before it.
+        Not after an unsubscribe in the same session: the record may be of the time before it. Long
+        after KIS said that it let go, it is proof that KIS did not: it is asked to once more.
         """
-        if key in self._left:
-            return []
         slot = self._slots.get(key)
+        if key in self._left:
+            late = now - self._left[key] > _LATE_TIMEOUTS * self._rules.ack_timeout_s
+            if slot is None and late:
+                self._doubt(self._occupy(key, now), now)
+                return self._plan(now)
+            return []
         if slot is None and key in self._denied:
             # The refusal was an answer to something else, for KIS sends what it holds.
             self._closed.pop(key, None)
@@ -738,6 +745,7 @@ class Registrations:
         # A key that KIS does not know cannot be held: it refuses to release it with the same code.
         if meaning is Meaning.FREE or (meaning is Meaning.PERMANENT and key in self._closed):
             del self._slots[key]
+            self._left[key] = now
             self._promised = slot.by
             # A key comes and goes at most twice in a dwell, whatever the interest does.
             self._block(key, slot.asked_at + self._rules.dwell_s / 2)
@@ -1030,7 +1038,7 @@ class Registrations:
             slot.state, slot.since, slot.by = State.RELEASING, now, step.by
         slot.tries += 1
         slot.retry_at = math.inf
-        self._left[key] = None
+        self._left[key] = now
         return [*outputs, Unsubscribe(key)]
 
 
