@@ -542,6 +542,47 @@ class TestChanges:
         assert orders.number_to_cancel(target, {"101"}) == ""
         assert cancelling(orders, "a", 4).original_no == "101"
 
+    def test_each_number_is_to_cancel_while_the_list_is_late_with_one_of_them(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        some = row("300", 5, original="100", price=71_000, qty=4, open=4)
+        orders.rows(DAY, [row("100", open=6), some], at(9))
+        change = sent(orders, amend("a", 72_000, "a2"), 10)
+        orders.accepted(change.key, Receipt("301", "06010", "100010"), at(10))
+        target, tried = orders.find("a", "bot"), set[str]()
+        while number := orders.number_to_cancel(target, tried):
+            tried.add(number)
+        assert tried == {"301", "100"}
+
+    def test_who_names_a_number_does_not_wait_for_a_cancellation_that_names_none(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        target = orders.find("a", "bot")
+        placed(orders, cancel("a"), 1)
+        assert orders.cancel_id("bot", target, 0, at(1)) == "a.cancel"
+        assert orders.cancel_id("bot", target, 0, at(1), "100") == "a.cancel2"
+
+    def test_a_cancellation_is_the_same_one_again_once_nothing_is_open(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        orders.accepted(cancelling(orders, "a", 1).key, Receipt("101", "06010", "100001"), at(1))
+        filled = row("300", 5, original="100", qty=4, open=0, filled=4, avg_price="70000")
+        orders.rows(DAY, [row("100", open=0, cancelled=10), filled], at(9))
+        target = orders.find("a", "bot")
+        assert (target.live_number, target.open_qty) == ("300", 0)
+        assert orders.cancel_id("bot", target, 0, at(10)) == "a.cancel"
+
+    def test_the_row_of_another_cancellation_does_not_settle_one_in_doubt(self) -> None:
+        orders = book()
+        accepted(orders, ask("a"), 0, "100")
+        first = cancelling(orders, "a", 1)
+        orders.accepted(first.key, Receipt("105", "06010", "100001"), at(1))
+        doubted = sent(orders, cancel("a", "a.cancel2"), 2)
+        orders.doubt(doubted.key, "reset", at(2))
+        for now in (5, 40):
+            orders.rows(DAY, [row("100"), row("105", 1, original="100", open=0)], at(now))
+        assert orders.orders[doubted.key].state is OrderState.UNKNOWN
+
     def test_a_cancellation_in_doubt_is_settled_by_the_number_it_names(self) -> None:
         orders = book()
         accepted(orders, ask("a"), 0, "100")

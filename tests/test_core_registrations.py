@@ -1006,7 +1006,7 @@ def test_what_kis_still_sends_long_after_it_said_that_it_let_go_is_ended_once_mo
     world.ack(key(1), Meaning.FREE)  # of who knows what; to ours KIS says no
     world.run(1.0)
     assert (world.held, sorted(world.server.registered)) == ([key(2)], keys(1, 2))
-    for after, asked in ((1.0, 1), (8.0, 1), (5.0, 2)):
+    for after, asked in ((1.0, 1), (55.0, 1), (5.0, 2)):
         world.run(after)
         world.do(world.regs.data(key(1), world.now))
         assert world.told.count(Unsubscribe(key(1))) == asked
@@ -1014,6 +1014,18 @@ def test_what_kis_still_sends_long_after_it_said_that_it_let_go_is_ended_once_mo
     world.run(5.0)
     assert (world.held, sorted(world.server.registered)) == ([key(2)], [key(2)])
     assert world.told.count(Unsubscribe(key(1))) == 2
+
+
+def test_a_record_of_what_was_let_go_and_asked_for_again_proves_that_one() -> None:
+    world = LyingWorld(cap=1, server_cap=2).want(key(1)).up().run(100.0)
+    world.want(key(2)).run(100.0)
+    assert world.held == [key(2)]
+    world.faults = [(Fault.TWICE, Meaning.FREE), (Fault.NACK, Meaning.PERMANENT)]
+    world.leave(key(2)).run(200.0)
+    assert world.regs.state(key(1)) is State.CLOSED
+    world.server.take(Subscribe(key(1)), world.now)  # the refusal was of something else
+    world.do(world.regs.data(key(1), world.now))
+    assert world.held == [key(1)]
 
 
 # Probes.

@@ -241,7 +241,8 @@ class Book:
             number: that it is to name; that of :meth:`intend` unless told.
         """
         day = day_of(at.wall_ns)
-        number = number or self._next_to_cancel(target, at)
+        # One that waits has no number yet, unless it was told which.
+        fitting = {number} if number else {"", self._next_to_cancel(target, at)}
         n = 0
         while True:
             n += 1
@@ -252,7 +253,7 @@ class Book:
                 return name
             if (order.action, order.target_key, order.qty) != (Action.CANCEL, target.key, qty):
                 continue  # another order's, such as one whose long id begins alike
-            if not qty and order.original_no not in {"", number}:
+            if not qty and target.open_qty != 0 and order.original_no not in fitting:
                 continue  # of another number, of which there may be several
             fresh = at.wall_ns - order.updated_ts < _CANCELLED_NS
             again = not qty and not fresh and target.open_qty != 0
@@ -431,13 +432,11 @@ class Book:
         return next((number for number in reversed(left) if number not in tried), "")
 
     def _open_numbers(self, order: Order) -> list[str]:
-        """Where some of *order* is open; empty too where the list cannot tell yet."""
+        """Where some of *order* is open, or may be: the list is late with what it has not shown."""
         known = self._rows.get(order.day, {})
-        if not known.keys() >= set(order.numbers):
-            return []  # an amended number may look open until the list has the one that follows
-        chain = [known[number] for number in order.numbers]
-        moved = self._moved(order)
-        return [row.number for row in chain if _left(row, chain) and row.number not in moved]
+        chain = [known[number] for number in order.numbers if number in known]
+        ended = {row.number for row in chain if not _left(row, chain)} | self._moved(order)
+        return [number for number in order.numbers if number not in ended]
 
     def _moved(self, order: Order) -> set[str]:
         """Numbers that an amendment of ours ended: it moves all that is left."""
@@ -727,15 +726,23 @@ class Book:
         elif age >= self._caps.human_after_s:
             self._hand_over(order, Phrase("the order is still open: cancel it again"), at)
 
+    def _alive(self, day: str) -> list[DayRow]:
+        """Rows under which shares are open or were executed, or went on: no cancellation's."""
+        known = self._rows[day].values()
+        # What was amended again is listed with nothing left.
+        amended = {row.original for row in known if row.original != row.number}
+        return [
+            row
+            for row in known
+            if row.open or row.filled or (row.number in amended and not _bounced(row))
+        ]
+
     def _continued(self, change: Order) -> list[str]:
         """The number that *change* names, and those under which its shares went on."""
         numbers = [change.original_no]
+        alive = self._alive(change.day)
         for number in numbers:
-            listed = [
-                row.number
-                for row in self._rows[change.day].values()
-                if row.original == number and not _bounced(row)
-            ]
+            listed = [row.number for row in alive if row.original == number]
             amended = [
                 o.order_no
                 for o in self.orders.values()
@@ -810,14 +817,13 @@ class Book:
         known = self._rows[order.day]
         numbers = list(order.numbers)
         # An amendment made elsewhere continues the order under a number that we never gave out,
-        # all of it or some of its shares; what was amended again is listed with nothing left.
-        amended = {row.original for row in known.values() if row.original != row.number}
+        # all of it or some of its shares.
+        alive = self._alive(order.day)
         follow = True
         while follow:
             follow = False
-            for row in known.values():
-                alive = row.open or row.filled or (row.number in amended and not _bounced(row))
-                if alive and row.original in numbers and row.number not in numbers:
+            for row in alive:
+                if row.original in numbers and row.number not in numbers:
                     numbers.append(row.number)
                     follow = True
                     break

@@ -34,7 +34,6 @@ _HOUR_S: Final = 3600.0
 _OLD_INTEREST_SWAPS_PER_HOUR: Final = 6
 _NOTICE_DEATHS_TO_CLOSE: Final = 2
 _UNANSWERED_KEPT: Final = 16  # operations of one key whose ACK may still come
-_LATE_TIMEOUTS: Final = 4.0  # no record is on its way for as long as so many answers may take
 
 
 class State(enum.StrEnum):
@@ -593,16 +592,17 @@ class Registrations:
         after KIS said that it let go, it is proof that KIS did not: it is asked to once more.
         """
         slot = self._slots.get(key)
-        if key in self._left:
-            late = now - self._left[key] > _LATE_TIMEOUTS * self._rules.ack_timeout_s
-            if slot is None and late:
-                self._doubt(self._occupy(key, now), now)
-                return self._plan(now)
+        # By then what is wanted was asked for again, and KIS has said that it has it.
+        kept = slot is None and now - self._left.get(key, now) > self._rules.dwell_s
+        if key in self._left and not kept:
             return []
         if slot is None and key in self._denied:
             # The refusal was an answer to something else, for KIS sends what it holds.
             self._closed.pop(key, None)
             slot = self._occupy(key, now)
+        elif kept:
+            self._doubt(self._occupy(key, now), now)
+            return self._plan(now)
         if slot is None or slot.state is State.HELD:
             return []
         if self._flight is not None and self._flight.key == key:

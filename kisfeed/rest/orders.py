@@ -192,7 +192,9 @@ class OrderDesk:
             if order.state in DOUBTFUL and order.action is not Action.CANCEL:
                 sweep.refused.append((order, _doubt(order)))
                 continue
-            if not order.live_number or order.open_qty == 0:
+            # Yesterday's ended with the day, and its numbers are others' today.
+            today = order.day == day_of(self._clock.wall_ns())
+            if not (today and order.live_number) or order.open_qty == 0:
                 continue
             try:
                 await self._cancel_each_number(order, sweep)
