@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
 from hypothesis import Phase, given, settings
 
-from kisfeed.chaos import planted, schedule
+from kisfeed.chaos import campaign, planted, schedule
 from kisfeed.chaos.invariants import INVARIANTS, measure
 from kisfeed.chaos.run import play
 from tests.chaos_cases import storms
@@ -58,3 +59,20 @@ def test_a_planted_bug_has_its_place(name: str) -> None:
 @settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
 def test_no_storm_breaks_an_invariant(case: schedule.Case) -> None:
     assert faults_of(case) == []
+
+
+def test_a_run_that_spins_is_told_wherever_the_signal_finds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spins(_case: object) -> None:
+        raise trio.TrioInternalError from campaign._TooLong()
+
+    def breaks(_case: object) -> None:
+        raise trio.TrioInternalError from ValueError()
+
+    monkeypatch.setattr(campaign, "play", spins)
+    (told,) = campaign.judge(1).faults["I9"]
+    assert "did not end" in told
+    monkeypatch.setattr(campaign, "play", breaks)
+    with pytest.raises(trio.TrioInternalError):
+        campaign.judge(1)
