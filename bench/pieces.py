@@ -33,11 +33,10 @@ from kisfeed.gateway.channel import EventChannel
 from kisfeed.kfp.events import Event, row_maker
 from kisfeed.kfp.messages import Mode, Type
 from kisfeed.kis import server
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.codes import Codes
 from kisfeed.kis.rows import FIELDS
 from kisfeed.kis.sessions import Calendar, always_open
-from kisfeed.schemas import load
+from kisfeed.schemas import load, load_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,7 +93,7 @@ class Core:
         today = dt.datetime.fromtimestamp(_WALL // 10**9, dt.UTC).date()
         self.engine = Engine(
             "bench",
-            Catalogue(load("kis/realtime.json"), environment),
+            load_catalogue(environment),
             Codes(load("kis/codes.json")),
             FIELDS,
             config.Session(),

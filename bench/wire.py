@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kisfeed.config import Environment
-from kisfeed.kis.catalogue import Catalogue
-from kisfeed.schemas import load
+from kisfeed.schemas import load_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +105,7 @@ def trades(count: int, records: int = 1, ring: int = RING) -> list[bytes]:
 
 def field_names() -> Sequence[str]:
     """The columns of a trade."""
-    catalogue = Catalogue(load("kis/realtime.json"), Environment.SIM)
+    catalogue = load_catalogue(Environment.SIM)
     return catalogue.trs[TR_ID].usual.fields
 
 

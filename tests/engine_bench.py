@@ -18,11 +18,10 @@ from kisfeed.core.streams import Subscriber
 from kisfeed.core.subscriptions import SubSpec
 from kisfeed.kfp.events import Event, Gap, Lost, Row, Status
 from kisfeed.kis import server
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.codes import Codes
 from kisfeed.kis.control import AesKey
 from kisfeed.kis.sessions import Calendar, always_open
-from kisfeed.schemas import load
+from kisfeed.schemas import load, load_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +33,7 @@ TODAY = dt.date(2026, 11, 20)
 TRADE, BOOK, NOTICE = "trade.krx.005930", "book.krx.005930", "notice.krx.someone"
 AES = AesKey(key=b"k" * 32, iv=b"i" * 16)
 
-CATALOGUE = Catalogue(load("kis/realtime.json"), Environment.SIM)
+CATALOGUE = load_catalogue(Environment.SIM)
 CODES = Codes(load("kis/codes.json"))
 ROWS = {
     name: [field["name"] for field in schema["fields"]]

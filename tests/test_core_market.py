@@ -11,12 +11,11 @@ from hypothesis import given, strategies as st
 from kisfeed import schemas
 from kisfeed.config import Environment
 from kisfeed.core.market import TELLING, Market
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.sessions import Calendar
 
 KST = dt.timezone(dt.timedelta(hours=9))
 SESSIONS = schemas.load("kis/sessions.json")
-CATALOGUE = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+CATALOGUE = schemas.load_catalogue(Environment.REAL)
 ROWS = schemas.load("kfp1/rows.json")["schemas"]
 KRX, KRX_STATUS = ("H0STCNT0", "005930"), ("H0STMKO0", "005930")
 NEW_YORK, TOKYO = ("HDFSCNT0", "DNASAAPL"), ("HDFSCNT0", "DTSE7203")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, given, strategies as st
@@ -10,10 +10,12 @@ from hypothesis import assume, given, strategies as st
 from kisfeed import schemas
 from kisfeed.config import Environment
 from kisfeed.kis import control, frames
-from kisfeed.kis.catalogue import Catalogue, Tr
 from kisfeed.kis.frames import DataFrame, Records, Reject, Rejected
 
-REAL = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+if TYPE_CHECKING:
+    from kisfeed.kis.catalogue import Tr
+
+REAL = schemas.load_catalogue(Environment.REAL)
 LINES = Path(__file__).with_name("data").joinpath("frames.jsonl").read_text("utf-8").splitlines()
 GOLDEN: dict[str, dict[str, Any]] = {g["id"]: g for g in map(json.loads, LINES)}
 WHOLE = [g for g in GOLDEN.values() if g.get("fields_per_record") and g["form"] != "encrypted"]

@@ -13,12 +13,11 @@ from hypothesis import given, strategies as st
 from kisfeed import schemas
 from kisfeed.config import Environment
 from kisfeed.kis import frames, notices
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.control import AesKey
 from kisfeed.kis.notices import KeyRing, Notice
 from kisfeed.kis.rejects import Reject, Rejected
 
-REAL = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+REAL = schemas.load_catalogue(Environment.REAL)
 LINES = Path(__file__).with_name("data").joinpath("frames.jsonl").read_text("utf-8").splitlines()
 GOLDEN: dict[str, dict[str, Any]] = {g["id"]: g for g in map(json.loads, LINES)}
 SEALED = [g for g in GOLDEN.values() if g["form"] == "encrypted"]

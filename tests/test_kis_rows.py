@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
@@ -13,10 +13,12 @@ from hypothesis import given, strategies as st
 from kisfeed import schemas
 from kisfeed.config import Environment
 from kisfeed.kis import frames, rows
-from kisfeed.kis.catalogue import Catalogue, Layout, Tr
 from kisfeed.kis.rows import RowMaker
 
-REAL = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+if TYPE_CHECKING:
+    from kisfeed.kis.catalogue import Layout, Tr
+
+REAL = schemas.load_catalogue(Environment.REAL)
 LINES = Path(__file__).with_name("data").joinpath("frames.jsonl").read_text("utf-8").splitlines()
 GOLDEN: dict[str, dict[str, Any]] = {g["id"]: g for g in map(json.loads, LINES)}
 KST = dt.timezone(dt.timedelta(hours=9))

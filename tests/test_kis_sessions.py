@@ -10,7 +10,6 @@ from hypothesis import given, settings, strategies as st
 
 from kisfeed import schemas
 from kisfeed.config import Environment
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.sessions import DAY_NS, NS, Calendar, always_open
 from kisfeed.trading_days import EXCHANGES, market_holidays
 
@@ -53,7 +52,7 @@ def test_the_hours_fit_their_schema() -> None:
 
 
 def test_every_venue_of_the_catalogue_has_hours_and_every_flow_is_a_channel() -> None:
-    catalogue = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+    catalogue = schemas.load_catalogue(Environment.REAL)
     trs = catalogue.trs.values()
     assert {tr.venue for tr in trs} == set(VENUES)
     flows = {f for m in DATA["markets"].values() for row in m["phases"] for f in row["flows"]}

@@ -7,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 
 from kisfeed import schemas
 from kisfeed.config import Environment
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.symbols import (
     Board,
     Complaint,
@@ -23,7 +22,7 @@ from kisfeed.kis.symbols import (
 if TYPE_CHECKING:
     import re
 
-CATALOGUE = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+CATALOGUE = schemas.load_catalogue(Environment.REAL)
 SHARE = CATALOGUE.trs["H0STCNT0"].key_pattern
 US = CATALOGUE.trs["HDFSCNT0"].key_pattern
 TAILS = {Board.KOSPI: (227, 60, 61), Board.KOSDAQ: (221, 55, 56), Board.KONEX: (184, 21, 22)}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import strategies as st
@@ -10,12 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kisfeed import schemas, seams
 from kisfeed.config import Environment
 from kisfeed.kis import control
-from kisfeed.kis.catalogue import Catalogue, RegKey
 from kisfeed.simulator.exchange import Drop, Exchange, Happening, Rules, Send, Session
 from kisfeed.simulator.faults import Fault, Kind
 from kisfeed.simulator.market import OPEN_MARKET, MarketClock
 
-TRS = Catalogue(schemas.load("kis/realtime.json"), Environment.SIM).trs
+if TYPE_CHECKING:
+    from kisfeed.kis.catalogue import RegKey
+
+TRS = schemas.load_catalogue(Environment.SIM).trs
 TRADE = ("H0STCNT0", "005930")
 BOOK = ("H0STASP0", "005930")
 

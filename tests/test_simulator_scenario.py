@@ -13,7 +13,6 @@ from kisfeed import schemas
 from kisfeed.config import Environment
 from kisfeed.errors import ConfigError, UsageError
 from kisfeed.kis import frames
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.simulator import load_scenario
 from kisfeed.simulator.faults import GARBAGE, Board
 from kisfeed.simulator.player import Player
@@ -22,7 +21,7 @@ from kisfeed.testing import Fault, Happening, Kind, Options, open_memory_simulat
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-TRS = Catalogue(schemas.load("kis/realtime.json"), Environment.SIM).trs
+TRS = schemas.load_catalogue(Environment.SIM).trs
 CAPTURED = Path(__file__).parent / "data" / "frames.jsonl"
 
 

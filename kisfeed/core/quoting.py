@@ -300,12 +300,12 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
     return None if text.lower().encode() in values.NOTHING else text
 
 
+_WHOLE: Final = values.Numbers().one(0)
+
+
 def _number(row: Mapping[str, Any], name: str) -> int | None:
     text = _text(row, name)
     return None if text is None else _WHOLE(text.encode())
-
-
-_WHOLE: Final = values.Numbers().one(0)
 
 
 def _traded(row: Mapping[str, Any], name: str) -> int | None:

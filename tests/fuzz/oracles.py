@@ -19,7 +19,6 @@ from kisfeed.config import Environment
 from kisfeed.errors import BadFrame
 from kisfeed.kfp import codec
 from kisfeed.kis import control, frames, notices, rows, server, values
-from kisfeed.kis.catalogue import Catalogue
 from kisfeed.kis.control import Ack, AesKey, Pingpong
 from kisfeed.kis.frames import DataFrame, Records
 from kisfeed.kis.notices import KeyRing
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from kisfeed.kis.catalogue import Layout, Tr
 
-REAL: Final = Catalogue(schemas.load("kis/realtime.json"), Environment.REAL)
+REAL: Final = schemas.load_catalogue(Environment.REAL)
 AES: Final = AesKey(b"k" * 32, b"i" * 16)
 TOPIC: Final = "trade.krx.005930"
 
